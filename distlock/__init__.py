@@ -1,0 +1,24 @@
+"""Locks that live in the database of a Django project, and can be released with its work.
+
+What is importable from here is public, with `distlock.signals`, `distlock.testing` and what
+stands in `distlock.contrib`.
+"""
+
+from __future__ import annotations
+
+from .backends.base import Holder
+from .exceptions import AlreadyHeld, CommitOutcomeUnknown, LockBusy, LockError, LockLost
+from .leases import Lease
+from .locks import Lock, lock
+
+__all__ = [
+    "AlreadyHeld",
+    "CommitOutcomeUnknown",
+    "Holder",
+    "Lease",
+    "Lock",
+    "LockBusy",
+    "LockError",
+    "LockLost",
+    "lock",
+]

@@ -1,0 +1,21 @@
+"""The Django app."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core import checks as django_checks
+
+
+class DistlockConfig(AppConfig):
+    """Registers the system checks and the log receivers."""
+
+    name = "distlock"
+    verbose_name = "Distributed locks"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Connect what listens; runs once, when Django starts."""
+        from . import checks, events
+
+        django_checks.register(checks.check_settings)
+        events.connect()

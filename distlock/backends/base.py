@@ -1,0 +1,321 @@
+"""The contract of a store: eight verbs on the row, and what a database can do.
+
+Every verb is one statement where the vendor allows it, and one transaction everywhere. None of
+them ever waits for a row lock that somebody's transaction holds: a pinned row is simply busy.
+Each is a compare-and-set on name, slot and owner, and reads the database's clock once.
+
+# Note [High-water mark]
+A fencing token is GREATEST(previous + 1, microseconds since 1970 by the database's clock). A
+counter that died with its row would start again, so `purge` writes the highest token that it
+deletes to one reserved row, whose name is empty, in the same transaction, and a new row starts
+above it. Tokens of a name therefore grow across release, expiry, purge and restart, whatever the
+clock does.
+
+# Note [FOR UPDATE]
+On PostgreSQL every statement that gives a row to another owner, takes it away or raises its token
+first locks it FOR UPDATE. A plain UPDATE or an ON CONFLICT DO UPDATE locks it FOR NO KEY UPDATE,
+which does not conflict with the FOR KEY SHARE of a guard: the guard would be passed by.
+
+# Note [A release is found again]
+The answer to a release may be lost with the connection, and a savepoint rollback may undo it. So
+it matches its own trace too: no owner, and still this token, which nobody else can have been
+granted since. Writing it twice counts the time held once.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from django.conf import settings
+from django.db import OperationalError
+from django.utils import timezone as django_timezone
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+TABLE = "distlock_distributedlock"
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def in_convention(moment: datetime) -> datetime:
+    """Return an aware moment as Django keeps them: aware with USE_TZ, else naive and local."""
+    return moment if settings.USE_TZ else django_timezone.make_naive(moment)
+
+
+def moment_of(microseconds: int) -> datetime:
+    """Return the moment that many microseconds after 1970, in Django's convention."""
+    return in_convention(EPOCH + microseconds * MICROSECOND)
+
+
+def microseconds_of(moment: datetime) -> int:
+    """Return the microseconds since 1970 of an aware moment."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock now, as its row says. An empty `owner`: nobody, but `min_hold` keeps it."""
+
+    name: str
+    owner: str
+    token: int
+    acquired_at: datetime
+    expires_at: datetime
+    host: str
+    pid: int
+    thread: str
+    note: str
+
+    def __str__(self) -> str:
+        if not self.owner:
+            return f"nobody (kept until {self.expires_at} by min_hold)"
+        note = f", {self.note}" if self.note else ""
+        return f"{self.thread} of process {self.pid} on {self.host}{note}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one acquisition asks for. `owner` is its nonce, made before a statement is sent.
+
+    `ttl` and `min_hold` are microseconds. `durable=False`: the grant may be forgotten if the
+    server crashes within the next moment.
+    """
+
+    name: str
+    slot: int
+    owner: str
+    ttl: int
+    min_hold: int = 0
+    note: str = ""
+    thread: str = ""
+    durable: bool = True
+
+    def parameters(self, waited: float) -> dict[str, Any]:
+        """Return the parameters of a grant; `waited` in seconds."""
+        return {
+            "name": self.name,
+            "slot": self.slot,
+            "owner": self.owner,
+            "ttl": self.ttl,
+            "first": max(self.ttl, self.min_hold),
+            "host": _host(),
+            "pid": os.getpid(),
+            "thread": (self.thread or threading.current_thread().name)[:255],
+            "note": self.note,
+            "waited": int(waited * 1_000_000),
+        }
+
+
+class Held(Protocol):
+    """What a verb needs to know of a lease to act for its owner, and for no other."""
+
+    name: str
+    slot: int
+    owner: str
+    token: int
+    expires_us: int
+    min_hold_us: int
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A lock was given. Moments are microseconds on the database's clock."""
+
+    token: int
+    acquired_us: int
+    expires_us: int
+
+
+class Unlock(enum.Enum):
+    """What `free` found."""
+
+    FREED = "freed"
+    PINNED = "pinned"
+    GONE = "gone"
+
+
+class Pinned(OperationalError):
+    """The row is locked by a running transaction."""
+
+
+class Backend:
+    """One database's way to keep the contract. Stateless; shared by all threads."""
+
+    exact_collation: ClassVar[str | None] = None
+    """The collation that compares names exactly; `None` where the default does."""
+
+    private_connection: ClassVar[bool] = True
+    """Whether a lock taken inside a transaction is granted on another connection."""
+
+    release_keeps_snapshot: ClassVar[bool] = False
+    """Whether an UPDATE fails at REPEATABLE READ once the row was renewed after the snapshot."""
+
+    guard_blocks_renewal: ClassVar[bool] = True
+    """Whether the row lock of a guard keeps the keeper from renewing."""
+
+    ddl_commits: ClassVar[bool] = False
+    """Whether a statement, or an error, may end a transaction behind Django's back."""
+
+    contention: ClassVar[frozenset[str | int]] = frozenset({"40001", "40P01", "55P03"})
+    """The codes of errors which say that somebody else was there first."""
+
+    # -- the verbs -------------------------------------------------------------------------------
+
+    def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
+        """Give the lock if it is free, or if this very claim has it already; else return `None`."""
+        raise NotImplementedError
+
+    def renew(
+        self,
+        connection: BaseDatabaseWrapper,
+        held: Sequence[Held],
+        ttl: int | None = None,
+        *,
+        pinned: bool = False,
+    ) -> Mapping[str, int | None]:
+        """Extend every lease that is alive and still its owner's, and pass over locked rows.
+
+        Return, by owner, the new expiry in microseconds, or `None` where the row was locked. An
+        owner that is missing has lost its lease. `pinned`: the caller's own transaction has the
+        rows locked, so nobody can have been granted them, even if they look expired.
+        """
+        raise NotImplementedError
+
+    def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
+        """Take the owner off the row; `False` if it is not the owner's any more.
+
+        `alone`: the release is a transaction of its own. Otherwise it belongs to the caller's,
+        whose settings it must not touch.
+        """
+        raise NotImplementedError
+
+    def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
+        """Release after a transaction that may have ended, passing over a row that is pinned."""
+        raise NotImplementedError
+
+    def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
+        """Lock the row against grants until the transaction ends; `False` if it is not held."""
+        raise NotImplementedError
+
+    def holder(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> Holder | None:
+        """Return who holds the lock now."""
+        raise NotImplementedError
+
+    def force_release(
+        self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
+    ) -> int | None:
+        """Take the lock from its holder and raise its token, if that is still `token`.
+
+        Return the new token, or `None` if the holder changed. Raises `Pinned` if a running
+        transaction has the row locked.
+        """
+        raise NotImplementedError
+
+    def purge(
+        self, connection: BaseDatabaseWrapper, older_than: int, after: int, limit: int
+    ) -> tuple[int, int] | None:
+        """Delete up to `limit` rows, in order of id, whose lease ended `older_than` us ago.
+
+        Return how many, and the last id to go on after; `None` at the end.
+        """
+        raise NotImplementedError
+
+    # -- what the database can do ----------------------------------------------------------------
+
+    def clock(self, connection: BaseDatabaseWrapper) -> int:
+        """Return the database's clock, now, in microseconds since 1970."""
+        raise NotImplementedError
+
+    def identity(self, connection: BaseDatabaseWrapper) -> Any:
+        """Return what tells the lock table from one of the same name; `None` if nothing can."""
+        return None
+
+    def snapshot_isolation(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether transactions of this connection read from one snapshot (REPEATABLE READ, ..)."""
+        return False
+
+    def transaction_failed(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether the server has already given up the open transaction."""
+        return False
+
+    def is_contention(self, error: BaseException) -> bool:
+        """Whether an error only says that somebody else was there first."""
+        return isinstance(error, Pinned) or error_code(error) in self.contention
+
+    def private_settings(self, settings_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of a private connection: unpooled, and bounded in time."""
+        return settings_dict
+
+    @contextmanager
+    def bounded(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        """Bound each statement on a private connection to about that long on the server."""
+        yield
+
+    def in_memory(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether another connection would see another database."""
+        return False
+
+    def moment_to_db(self, moment: datetime) -> Any:
+        """Return an aware UTC moment as the column takes it."""
+        return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+
+    def moment_from_db(self, value: Any) -> datetime:
+        """Return an aware moment for what the driver gave."""
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        assert isinstance(moment, datetime)
+        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def error_code(error: BaseException) -> Any:
+    """Return the vendor's code of a database error: an SQLSTATE, or MySQL's number."""
+    cause = error.__cause__ or error
+    code = getattr(cause, "sqlstate", None)
+    if code is None and cause.args and isinstance(cause.args[0], int):
+        code = cause.args[0]
+    return code
+
+
+def parameters_of(held: Held) -> dict[str, Any]:
+    """Return the parameters of a statement that acts for a lease's owner."""
+    return {
+        "name": held.name,
+        "slot": held.slot,
+        "owner": held.owner,
+        "token": held.token,
+        "min_hold": held.min_hold_us,
+    }
+
+
+def holder_of(row: Sequence[Any]) -> Holder:
+    """Return a `Holder` from the columns of a `HOLDER` statement."""
+    name, owner, token, acquired, expires, host, pid, thread, note = row
+    return Holder(
+        name=name,
+        owner=owner,
+        token=int(token),
+        acquired_at=moment_of(int(acquired or 0)),
+        expires_at=moment_of(int(expires)),
+        host=host,
+        pid=int(pid),
+        thread=thread,
+        note=note,
+    )
+
+
+_host_name: str | None = None
+
+
+def _host() -> str:
+    global _host_name
+    if _host_name is None:
+        _host_name = socket.gethostname()[:255]
+    return _host_name

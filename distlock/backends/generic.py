@@ -1,0 +1,370 @@
+"""The portable way: SELECT .. FOR UPDATE, then a write, in a short transaction.
+
+Standard SQL, with Django's own knowledge of how a database spells a row lock. It is what an
+unknown vendor gets, and the reference that the others are tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.db import DatabaseError, IntegrityError, NotSupportedError
+
+from .base import (
+    EPOCH,
+    MICROSECOND,
+    TABLE,
+    Backend,
+    Claim,
+    Grant,
+    Held,
+    Holder,
+    Pinned,
+    Unlock,
+    holder_of,
+    microseconds_of,
+)
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.backends.utils import CursorWrapper
+
+COLUMNS = "name, owner, fencing_token, acquired_at, expires_at, host, pid, thread, note"
+ROW = "name = %(name)s AND slot = %(slot)s"
+
+INSERT = f"""
+INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
+    host, pid, thread, note, acquisitions, losses,
+    total_hold, longest_hold, total_wait, longest_wait)
+VALUES (%(name)s, %(slot)s, %(owner)s, %(token)s, %(now)s, %(expires)s, %(ttl)s,
+    %(host)s, %(pid)s, %(thread)s, %(note)s, %(acquisitions)s, 0,
+    0, 0, %(waited)s, %(waited)s)"""
+
+GRANT = f"""
+UPDATE {TABLE} SET owner = %(owner)s, fencing_token = %(token)s, acquired_at = %(now)s,
+    expires_at = %(expires)s, ttl = %(ttl)s, host = %(host)s, pid = %(pid)s,
+    thread = %(thread)s, note = %(note)s, acquisitions = acquisitions + 1,
+    losses = losses + %(lost)s, total_wait = total_wait + %(waited)s,
+    longest_wait = CASE WHEN longest_wait < %(waited)s THEN %(waited)s ELSE longest_wait END
+WHERE {ROW}"""
+
+RENEW = f"UPDATE {TABLE} SET ttl = %(ttl)s, expires_at = %(expires)s WHERE {ROW}"
+
+RELEASE = f"""
+UPDATE {TABLE} SET owner = '', expires_at = %(expires)s, total_hold = total_hold + %(held)s,
+    longest_hold = CASE WHEN longest_hold < %(held)s THEN %(held)s ELSE longest_hold END
+WHERE {ROW}"""
+
+FORCE_RELEASE = f"""
+UPDATE {TABLE} SET owner = '', fencing_token = %(token)s, expires_at = %(now)s,
+    losses = losses + 1
+WHERE {ROW}"""
+
+RAISE_MARK = f"""
+UPDATE {TABLE} SET fencing_token = %(token)s WHERE {ROW} AND fencing_token < %(token)s"""
+
+NOBODY: dict[str, Any] = {
+    "owner": "",
+    "ttl": 0,
+    "host": "",
+    "pid": 0,
+    "thread": "",
+    "note": "",
+    "acquisitions": 0,
+    "waited": 0,
+}
+
+
+class Generic(Backend):
+    """Any Django database: correct, and as fast as its row locks."""
+
+    clock_sql: ClassVar[Mapping[str, str]] = {
+        "oracle": "SELECT SYS_EXTRACT_UTC(SYSTIMESTAMP) FROM DUAL",
+        "microsoft": "SELECT SYSUTCDATETIME()",
+        "": "SELECT CURRENT_TIMESTAMP",
+    }
+
+    def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
+        parameters = claim.parameters(waited)
+        try:
+            with self._transaction(connection), connection.cursor() as cursor:
+                if not self._exists(cursor, claim.name, claim.slot):
+                    return self._insert(connection, cursor, parameters)
+                row = self._locked(connection, cursor, claim.name, claim.slot)
+                if row is None:
+                    return None
+                return self._regrant(connection, cursor, parameters, row)
+        except IntegrityError:
+            return None
+
+    def renew(
+        self,
+        connection: BaseDatabaseWrapper,
+        held: Sequence[Held],
+        ttl: int | None = None,
+        *,
+        pinned: bool = False,
+    ) -> Mapping[str, int | None]:
+        renewed: dict[str, int | None] = {}
+        with self._transaction(connection), connection.cursor() as cursor:
+            for lease in held:
+                row = self._locked(connection, cursor, lease.name, lease.slot, ", ttl, slot")
+                if row is None:
+                    if self._exists(cursor, lease.name, lease.slot):
+                        renewed[lease.owner] = None
+                    continue
+                now = self.clock(connection)
+                if row[1] != lease.owner or (self._us(row[4]) <= now and not pinned):
+                    continue
+                span = row[9] if ttl is None else ttl
+                key = {"name": lease.name, "slot": lease.slot, "ttl": span}
+                cursor.execute(RENEW, {**key, "expires": self._db(now + span)})
+                renewed[lease.owner] = now + span
+        return renewed
+
+    def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
+        with self._transaction(connection), connection.cursor() as cursor:
+            row = self._locked(connection, cursor, held.name, held.slot, wait=True)
+            if row is None or row[1] not in (held.owner, ""):
+                return False
+            if row[1] == "" and row[2] != held.token:
+                return False
+            self._write_release(connection, cursor, held, row)
+            return True
+
+    def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
+        with self._transaction(connection), connection.cursor() as cursor:
+            row = self._locked(connection, cursor, held.name, held.slot)
+            if row is None:
+                gone = not self._exists(cursor, held.name, held.slot)
+                return Unlock.GONE if gone else Unlock.PINNED
+            if row[1] != held.owner:
+                return Unlock.GONE
+            self._write_release(connection, cursor, held, row)
+            return Unlock.FREED
+
+    def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
+        with connection.cursor() as cursor:
+            row = self._locked(connection, cursor, held.name, held.slot, wait=True)
+            return (
+                row is not None
+                and row[1] == held.owner
+                and row[2] == held.token
+                and self._us(row[4]) > self.clock(connection)
+            )
+
+    def holder(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> Holder | None:
+        now = self.clock(connection)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT {COLUMNS} FROM {TABLE} WHERE {ROW}", {"name": name, "slot": slot}
+            )
+            row = cursor.fetchone()
+        if row is None or self._us(row[4]) <= now:
+            return None
+        acquired = self._us(row[3]) if row[3] is not None else 0
+        return holder_of((*row[:3], acquired, self._us(row[4]), *row[5:]))
+
+    def force_release(
+        self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
+    ) -> int | None:
+        with self._transaction(connection), connection.cursor() as cursor:
+            row = self._locked(connection, cursor, name, slot)
+            if row is None:
+                if self._exists(cursor, name, slot):
+                    raise Pinned(f"The lock {name!r} is in use by a running transaction.")
+                return None
+            now = self.clock(connection)
+            if row[2] != token or row[1] == "" or self._us(row[4]) <= now:
+                return None
+            raised = max(token + 1, now)
+            cursor.execute(
+                FORCE_RELEASE,
+                {"name": name, "slot": slot, "token": raised, "now": self._db(now)},
+            )
+            return raised
+
+    def purge(
+        self, connection: BaseDatabaseWrapper, older_than: int, after: int, limit: int
+    ) -> tuple[int, int] | None:
+        ended = self._db(self.clock(connection) - older_than)
+        expired = f"FROM {TABLE} WHERE name <> '' AND expires_at <= %s AND id > %s ORDER BY id"
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT id {expired}", [ended, after])
+            ids = [row[0] for row in cursor.fetchmany(limit)]
+        if not ids:
+            return None
+        among = f"id IN ({', '.join(['%s'] * len(ids))})"
+        with self._transaction(connection), connection.cursor() as cursor:
+            cursor.execute(
+                self._for_update(
+                    connection,
+                    "id, fencing_token",
+                    f"{among} AND expires_at <= %s",
+                    wait=False,
+                ),
+                [*ids, ended],
+            )
+            rows = cursor.fetchall()
+            if rows:
+                self._raise_mark(connection, cursor, max(row[1] for row in rows))
+                among = f"id IN ({', '.join(['%s'] * len(rows))})"
+                cursor.execute(f"DELETE FROM {TABLE} WHERE {among}", [row[0] for row in rows])
+        return len(rows), ids[-1]
+
+    # -- what the database can do ----------------------------------------------------------------
+
+    def clock(self, connection: BaseDatabaseWrapper) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(self.clock_sql.get(connection.vendor, self.clock_sql[""]))
+            value = cursor.fetchone()[0]
+        return value if isinstance(value, int) else microseconds_of(self.moment_from_db(value))
+
+    @contextmanager
+    def _transaction(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
+        with transaction(connection):
+            yield
+
+    # -- pieces ----------------------------------------------------------------------------------
+
+    def _locked(
+        self,
+        connection: BaseDatabaseWrapper,
+        cursor: CursorWrapper,
+        name: str,
+        slot: int,
+        more: str = "",
+        *,
+        wait: bool = False,
+    ) -> Any:
+        """Return the row, locked FOR UPDATE; `None` if it is not there or locked by another."""
+        try:
+            cursor.execute(
+                self._for_update(connection, COLUMNS + more, ROW, wait=wait),
+                {"name": name, "slot": slot},
+            )
+        except DatabaseError as error:
+            if self.is_contention(error):
+                raise Pinned(str(error)) from error
+            raise
+        return cursor.fetchone()
+
+    def _for_update(
+        self, connection: BaseDatabaseWrapper, columns: str, where: str, *, wait: bool
+    ) -> str:
+        features = connection.features
+        skip = not wait and features.has_select_for_update_skip_locked
+        nowait = not wait and not skip and features.has_select_for_update_nowait
+        if not features.has_select_for_update:
+            raise NotSupportedError(
+                f"distlock needs SELECT .. FOR UPDATE, which {connection.vendor} does not have."
+            )
+        lock = connection.ops.for_update_sql(nowait=nowait, skip_locked=skip)
+        if features.for_update_after_from:
+            return f"SELECT {columns} FROM {TABLE} {lock} WHERE {where}"
+        return f"SELECT {columns} FROM {TABLE} WHERE {where} {lock}"
+
+    def _exists(self, cursor: CursorWrapper, name: str, slot: int) -> bool:
+        cursor.execute(f"SELECT 1 FROM {TABLE} WHERE {ROW}", {"name": name, "slot": slot})
+        return cursor.fetchone() is not None
+
+    def _insert(
+        self, connection: BaseDatabaseWrapper, cursor: CursorWrapper, parameters: dict[str, Any]
+    ) -> Grant:
+        cursor.execute(f"SELECT fencing_token FROM {TABLE} WHERE {ROW}", {"name": "", "slot": 0})
+        mark = cursor.fetchone()
+        now = self.clock(connection)
+        grant = Grant(max(now, mark[0] + 1 if mark else 0), now, now + parameters["first"])
+        cursor.execute(INSERT, {**parameters, **self._given(grant), "acquisitions": 1})
+        return grant
+
+    def _regrant(
+        self,
+        connection: BaseDatabaseWrapper,
+        cursor: CursorWrapper,
+        parameters: dict[str, Any],
+        row: Any,
+    ) -> Grant | None:
+        now = self.clock(connection)
+        owner, token = row[1], row[2]
+        if self._us(row[4]) > now and owner != parameters["owner"]:
+            return None
+        grant = Grant(max(now, token + 1), now, now + parameters["first"])
+        lost = int(owner not in ("", parameters["owner"]))
+        cursor.execute(GRANT, {**parameters, **self._given(grant), "lost": lost})
+        return grant
+
+    def _given(self, grant: Grant) -> dict[str, Any]:
+        return {
+            "token": grant.token,
+            "now": self._db(grant.acquired_us),
+            "expires": self._db(grant.expires_us),
+        }
+
+    def _write_release(
+        self, connection: BaseDatabaseWrapper, cursor: CursorWrapper, held: Held, row: Any
+    ) -> None:
+        now = self.clock(connection)
+        acquired = self._us(row[3])
+        cursor.execute(
+            RELEASE,
+            {
+                "name": held.name,
+                "slot": held.slot,
+                "expires": self._db(max(now, acquired + held.min_hold_us)),
+                "held": max(0, now - acquired) if row[1] else 0,
+            },
+        )
+
+    def _raise_mark(
+        self, connection: BaseDatabaseWrapper, cursor: CursorWrapper, token: int
+    ) -> None:
+        """Raise the reserved row to `token`; see Note [High-water mark]."""
+        key: dict[str, Any] = {"name": "", "slot": 0}
+        if not self._exists(cursor, "", 0):
+            blank: dict[str, Any] = {**key, **self._given(Grant(token, 0, 0)), **NOBODY}
+            cursor.execute(INSERT, blank)
+        cursor.execute(RAISE_MARK, {**key, "token": token})
+
+    def _us(self, value: Any) -> int:
+        return microseconds_of(self.moment_from_db(value))
+
+    def _db(self, microseconds: int) -> Any:
+        return self.moment_to_db(EPOCH + microseconds * MICROSECOND)
+
+
+@contextmanager
+def transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """A short transaction on this very connection object, or a savepoint inside an open one.
+
+    `django.db.transaction.atomic` knows only the connections that are registered by alias.
+    """
+    if connection.in_atomic_block or not connection.get_autocommit():
+        sid = str(connection.savepoint())
+        try:
+            yield
+        except BaseException:
+            connection.savepoint_rollback(sid)
+            raise
+        connection.savepoint_commit(sid)
+        return
+    connection.set_autocommit(False, force_begin_transaction_with_broken_autocommit=True)
+    done = False
+    try:
+        yield
+        connection.commit()
+        done = True
+    finally:
+        if not done:
+            _roll_back(connection)
+        if connection.connection is not None:
+            connection.set_autocommit(True)
+
+
+def _roll_back(connection: BaseDatabaseWrapper) -> None:
+    try:
+        connection.rollback()
+    except DatabaseError:
+        connection.close()

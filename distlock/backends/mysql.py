@@ -1,0 +1,252 @@
+"""MySQL and MariaDB: one statement per verb where they have it, on `UTC_TIMESTAMP(6)`.
+
+`NOW()` follows the session's time zone, and `UNIX_TIMESTAMP(NOW(6))` repeats an hour in autumn.
+UTC_TIMESTAMP stands still within a statement, so it is read once. An UPDATE cannot skip locked
+rows, but the SELECT in a derived table can: the row is chosen there and joined. In a single-table
+UPDATE, assignments run from left to right and later ones see the new values.
+
+Django counts matched rows (CLIENT.FOUND_ROWS), so an upsert's row count cannot tell a grant from
+a refusal: the owner that comes back does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from django.db import DatabaseError
+
+from .base import TABLE, Claim, Grant, Held, Holder, Unlock, error_code, holder_of, parameters_of
+from .generic import Generic
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def _us(moment: str) -> str:
+    return f"TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {moment})"
+
+
+NOW = "UTC_TIMESTAMP(6)"
+COLUMNS = (
+    f"name, owner, fencing_token, {_us('acquired_at')}, {_us('expires_at')}, "
+    "host, pid, thread, note"
+)
+GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}"
+ROW = "name = %(name)s AND slot = %(slot)s"
+OURS = f"{ROW} AND (owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
+
+GRANT = f"""
+UPDATE (
+    SELECT id, owner NOT IN ('', %(owner)s) AS lost FROM {TABLE}
+    WHERE {ROW} AND (expires_at <= {NOW} OR owner = %(owner)s)
+    FOR UPDATE SKIP LOCKED
+) AS free STRAIGHT_JOIN {TABLE} AS l ON l.id = free.id
+SET l.owner = %(owner)s,
+    l.fencing_token = GREATEST(l.fencing_token + 1, {_us(NOW)}),
+    l.acquired_at = {NOW},
+    l.expires_at = {NOW} + INTERVAL %(first)s MICROSECOND, l.ttl = %(ttl)s,
+    l.host = %(host)s, l.pid = %(pid)s, l.thread = %(thread)s, l.note = %(note)s,
+    l.acquisitions = l.acquisitions + 1, l.losses = l.losses + free.lost,
+    l.total_wait = l.total_wait + %(waited)s,
+    l.longest_wait = GREATEST(l.longest_wait, %(waited)s)"""
+
+INSERT = f"""
+INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
+    host, pid, thread, note, acquisitions, losses,
+    total_hold, longest_hold, total_wait, longest_wait)
+VALUES (%(name)s, %(slot)s, %(owner)s,
+    GREATEST({_us(NOW)}, COALESCE((SELECT m.fencing_token + 1 FROM {TABLE} AS m
+        WHERE m.name = '' AND m.slot = 0), 0)),
+    {NOW}, {NOW} + INTERVAL %(first)s MICROSECOND, %(ttl)s,
+    %(host)s, %(pid)s, %(thread)s, %(note)s, 1, 0, 0, 0, %(waited)s, %(waited)s)"""
+
+READ_BACK = f"SELECT {GRANTED} FROM {TABLE} WHERE {ROW} AND owner = %(owner)s"
+EXISTS = f"SELECT 1 FROM {TABLE} WHERE {ROW}"
+
+# The owner is unique, so that it tells in the later assignments whether the first took effect.
+UPSERT = f"""
+SET STATEMENT innodb_lock_wait_timeout = 0 FOR {INSERT}
+ON DUPLICATE KEY UPDATE
+    losses = losses + (expires_at <= {NOW} AND owner NOT IN ('', VALUES(owner))),
+    owner = IF(expires_at <= {NOW} OR owner = VALUES(owner), VALUES(owner), owner),
+    fencing_token = IF(owner = VALUES(owner),
+        GREATEST(fencing_token + 1, {_us(NOW)}), fencing_token),
+    acquired_at = IF(owner = VALUES(owner), VALUES(acquired_at), acquired_at),
+    ttl = IF(owner = VALUES(owner), VALUES(ttl), ttl),
+    host = IF(owner = VALUES(owner), VALUES(host), host),
+    pid = IF(owner = VALUES(owner), VALUES(pid), pid),
+    thread = IF(owner = VALUES(owner), VALUES(thread), thread),
+    note = IF(owner = VALUES(owner), VALUES(note), note),
+    acquisitions = acquisitions + (owner = VALUES(owner)),
+    total_wait = total_wait + IF(owner = VALUES(owner), VALUES(total_wait), 0),
+    longest_wait = IF(owner = VALUES(owner),
+        GREATEST(longest_wait, VALUES(longest_wait)), longest_wait),
+    expires_at = IF(owner = VALUES(owner), VALUES(expires_at), expires_at)
+RETURNING owner, {GRANTED}"""
+
+RELEASED = f"""
+    total_hold = total_hold
+        + IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, acquired_at, {NOW})),
+    longest_hold = GREATEST(longest_hold,
+        IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, acquired_at, {NOW}))),
+    expires_at = GREATEST({NOW}, acquired_at + INTERVAL %(min_hold)s MICROSECOND)"""
+
+RELEASE = f"UPDATE {TABLE} SET {RELEASED}, owner = '' WHERE {OURS}"
+
+FREE = f"""
+UPDATE (
+    SELECT id AS mine_id FROM {TABLE} WHERE {ROW} AND owner = %(owner)s FOR UPDATE SKIP LOCKED
+) AS mine STRAIGHT_JOIN {TABLE} ON id = mine_id
+SET {RELEASED}, owner = ''"""
+
+GUARD = f"""
+SELECT 1 FROM {TABLE} WHERE {ROW} AND owner = %(owner)s AND fencing_token = %(token)s
+    AND expires_at > {NOW}
+LOCK IN SHARE MODE"""
+
+HOLDER = f"SELECT {COLUMNS} FROM {TABLE} WHERE {ROW} AND expires_at > {NOW}"
+
+
+class MySQL(Generic):
+    """MySQL 8.0.17 and later. It has neither RETURNING nor a lock timeout of 0."""
+
+    exact_collation = "utf8mb4_0900_bin"
+    ddl_commits = True
+    contention = frozenset({1205, 1213, 3572, 1020})
+    clock_sql = {"": f"SELECT {_us(NOW)}"}
+
+    def __init__(self) -> None:
+        self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+    def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
+        parameters = claim.parameters(waited)
+        with connection.cursor() as cursor:
+            cursor.execute(GRANT, parameters)
+            if not cursor.rowcount:
+                cursor.execute(EXISTS, parameters)
+                if cursor.fetchone():
+                    return None
+                try:
+                    cursor.execute(INSERT, parameters)
+                except DatabaseError as error:
+                    if error_code(error) == 1062:  # somebody else's insert came first
+                        return None
+                    raise
+            cursor.execute(READ_BACK, parameters)
+            row = cursor.fetchone()
+        return Grant(*row) if row else None
+
+    def renew(
+        self,
+        connection: BaseDatabaseWrapper,
+        held: Sequence[Held],
+        ttl: int | None = None,
+        *,
+        pinned: bool = False,
+    ) -> Mapping[str, int | None]:
+        keys = ", ".join(["(%s, %s, %s)"] * len(held))
+        values = [part for lease in held for part in (lease.name, lease.slot, lease.owner)]
+        among = f"FROM {TABLE} WHERE (name, slot, owner) IN ({keys})"
+        if not pinned:
+            among += f" AND expires_at > {NOW}"
+        known = {lease.owner: lease.expires_us for lease in held}
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE (SELECT id {among} FOR UPDATE SKIP LOCKED) AS alive "
+                f"STRAIGHT_JOIN {TABLE} AS l ON l.id = alive.id "
+                "SET l.ttl = COALESCE(%s, l.ttl), "
+                f"l.expires_at = {NOW} + INTERVAL COALESCE(%s, l.ttl) MICROSECOND",
+                [*values, ttl, ttl],
+            )
+            cursor.execute(f"SELECT owner, {_us('expires_at')} {among}", values)
+            rows = cursor.fetchall()
+        # Only its owner's keeper moves an expiry: where it stands still, the row was locked.
+        return {owner: expires if expires != known[owner] else None for owner, expires in rows}
+
+    def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(RELEASE, parameters_of(held))
+            return bool(cursor.rowcount == 1)
+
+    def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
+        with connection.cursor() as cursor:
+            cursor.execute(FREE, parameters_of(held))
+            if cursor.rowcount:
+                return Unlock.FREED
+            cursor.execute(READ_BACK, parameters_of(held))
+            return Unlock.PINNED if cursor.fetchone() else Unlock.GONE
+
+    def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(GUARD, parameters_of(held))
+            return cursor.fetchone() is not None
+
+    def holder(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> Holder | None:
+        with connection.cursor() as cursor:
+            cursor.execute(HOLDER, {"name": name, "slot": slot})
+            row = cursor.fetchone()
+        return holder_of(row) if row else None
+
+    # -- what the database can do (force_release and purge are the portable ones) ----------------
+
+    def identity(self, connection: BaseDatabaseWrapper) -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT DATABASE()")
+            return cursor.fetchone()[0]
+
+    def snapshot_isolation(self, connection: BaseDatabaseWrapper) -> bool:
+        physical = connection.connection
+        if physical not in self._isolation:
+            variable = "tx_isolation" if self._is_mariadb else "transaction_isolation"
+            with connection.cursor() as cursor:
+                cursor.execute(f"SELECT @@{variable}")
+                level = cursor.fetchone()[0]
+            self._isolation[physical] = level in ("REPEATABLE-READ", "SERIALIZABLE")
+        return self._isolation[physical]
+
+    _is_mariadb = False
+
+    def private_settings(self, settings_dict: dict[str, Any]) -> dict[str, Any]:
+        options = settings_dict["OPTIONS"]
+        options["isolation_level"] = "read committed"
+        options.setdefault("connect_timeout", 5)
+        options["init_command"] = self._session_limits(options.get("init_command"))
+        return settings_dict
+
+    def _session_limits(self, init_command: str | None) -> str:
+        limits = "SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = 5"
+        return f"{init_command}; {limits}" if init_command else limits
+
+
+class MariaDB(MySQL):
+    """MariaDB 10.6 and later: the grant is one upsert that never waits and returns the row."""
+
+    exact_collation = "utf8mb4_nopad_bin"
+    _is_mariadb = True
+
+    def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
+        parameters = claim.parameters(waited)
+        with connection.cursor() as cursor:
+            for _ in range(GAP_TRIES):
+                try:
+                    cursor.execute(UPSERT, parameters)
+                except DatabaseError as error:
+                    if not self.is_contention(error):
+                        raise
+                    cursor.execute(EXISTS, parameters)
+                    if cursor.fetchone():
+                        return None
+                    continue  # a neighbour's gap lock was in the way of a new name
+                owner, *granted = cursor.fetchone()
+                return Grant(*granted) if owner == claim.owner else None
+        return None
+
+    def _session_limits(self, init_command: str | None) -> str:
+        limits = super()._session_limits(init_command)
+        return f"{limits}, max_statement_time = 5"
+
+
+GAP_TRIES = 10
+"""An upsert that meets a duplicate locks the gap before it for the length of the statement."""

@@ -1,0 +1,313 @@
+"""PostgreSQL: every verb is one statement, and the clock is `clock_timestamp()`.
+
+`now()` is the start of the transaction: an expiry computed with it in a long transaction has
+already passed. Statements that change a row's owner follow Note [FOR UPDATE] in `base.py`.
+
+# Note [Asynchronous release]
+A release that is its own transaction sets `synchronous_commit` off for that transaction, in the
+same statement: lost in a crash of the server it only means waiting for the expiry. Inside a
+caller's transaction the setting would last to its end and make the caller's COMMIT asynchronous,
+so there it is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from django.db import DatabaseError
+
+from .base import (
+    TABLE,
+    Backend,
+    Claim,
+    Grant,
+    Held,
+    Holder,
+    Pinned,
+    Unlock,
+    holder_of,
+    parameters_of,
+)
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def _us(moment: str) -> str:
+    return f"(extract(epoch FROM {moment}) * 1000000)::bigint"
+
+
+COLUMNS = (
+    f"l.name, l.owner, l.fencing_token, {_us('l.acquired_at')}, {_us('l.expires_at')}, "
+    "l.host, l.pid, l.thread, l.note"
+)
+CLOCK = "SELECT clock_timestamp() AS now"
+CLOCK_ASYNC = f"{CLOCK}, set_config('synchronous_commit', 'off', true) AS async"
+ROW = "l.name = %(name)s AND l.slot = %(slot)s"
+OURS = f"{ROW} AND (l.owner = %(owner)s OR (l.owner = '' AND l.fencing_token = %(token)s))"
+
+
+def _grant(clock: str) -> str:
+    return f"""
+WITH clock AS MATERIALIZED ({clock}), free AS (
+    SELECT l.id FROM {TABLE} l, clock
+    WHERE {ROW} AND (l.expires_at <= clock.now OR l.owner = %(owner)s)
+    FOR UPDATE OF l SKIP LOCKED
+), upd AS (
+    UPDATE {TABLE} l SET owner = %(owner)s,
+        fencing_token = GREATEST(l.fencing_token + 1, {_us("clock.now")}),
+        acquired_at = clock.now,
+        expires_at = clock.now + %(first)s * interval '1 microsecond', ttl = %(ttl)s,
+        host = %(host)s, pid = %(pid)s, thread = %(thread)s, note = %(note)s,
+        acquisitions = l.acquisitions + 1,
+        losses = l.losses + CASE WHEN l.owner IN ('', %(owner)s) THEN 0 ELSE 1 END,
+        total_wait = l.total_wait + %(waited)s,
+        longest_wait = GREATEST(l.longest_wait, %(waited)s)
+    FROM free, clock WHERE l.id = free.id
+    RETURNING l.fencing_token, {_us("l.acquired_at")}, {_us("l.expires_at")}
+), ins AS (
+    INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
+        host, pid, thread, note, acquisitions, losses,
+        total_hold, longest_hold, total_wait, longest_wait)
+    SELECT %(name)s, %(slot)s, %(owner)s,
+        GREATEST({_us("clock.now")}, (SELECT l.fencing_token + 1 FROM {TABLE} l
+            WHERE l.name = '' AND l.slot = 0)),
+        clock.now, clock.now + %(first)s * interval '1 microsecond', %(ttl)s,
+        %(host)s, %(pid)s, %(thread)s, %(note)s, 1, 0, 0, 0, %(waited)s, %(waited)s
+    FROM clock WHERE NOT EXISTS (SELECT FROM {TABLE} l WHERE {ROW})
+    ON CONFLICT (name, slot) DO NOTHING
+    RETURNING fencing_token, {_us("acquired_at")}, {_us("expires_at")}
+) SELECT * FROM upd UNION ALL SELECT * FROM ins"""
+
+
+def _release(clock: str) -> str:
+    return f"""
+UPDATE {TABLE} l SET owner = '',
+    expires_at = GREATEST(clock.now, l.acquired_at + %(min_hold)s * interval '1 microsecond'),
+    total_hold = l.total_hold + CASE WHEN l.owner = '' THEN 0
+        ELSE {_us("clock.now - l.acquired_at")} END,
+    longest_hold = GREATEST(l.longest_hold, CASE WHEN l.owner = '' THEN 0
+        ELSE {_us("clock.now - l.acquired_at")} END)
+FROM ({clock}) clock WHERE """
+
+
+GRANT = _grant(CLOCK)
+GRANT_ASYNC = _grant(CLOCK_ASYNC)
+
+RENEW = f"""
+WITH clock AS MATERIALIZED ({CLOCK}), wanted AS (
+    SELECT * FROM unnest(%(names)s::varchar[], %(slots)s::int[], %(owners)s::varchar[])
+        AS wanted (name, slot, owner)
+), alive AS (
+    SELECT l.id FROM {TABLE} l JOIN wanted USING (name, slot, owner), clock
+    WHERE l.expires_at > clock.now
+    FOR NO KEY UPDATE OF l SKIP LOCKED
+), upd AS (
+    UPDATE {TABLE} l SET ttl = COALESCE(%(ttl)s, l.ttl),
+        expires_at = clock.now + COALESCE(%(ttl)s, l.ttl) * interval '1 microsecond'
+    FROM alive, clock WHERE l.id = alive.id
+    RETURNING l.owner, {_us("l.expires_at")} AS expires
+) SELECT l.owner, upd.expires
+FROM wanted JOIN {TABLE} l USING (name, slot, owner) LEFT JOIN upd USING (owner), clock
+WHERE upd.owner IS NOT NULL OR l.expires_at > clock.now"""
+
+RELEASE = _release(CLOCK) + OURS
+RELEASE_ASYNC = _release(CLOCK_ASYNC) + OURS
+
+FREE = f"""
+WITH mine AS (
+    SELECT l.id FROM {TABLE} l WHERE {ROW} AND l.owner = %(owner)s FOR UPDATE SKIP LOCKED
+), upd AS (
+    {_release(CLOCK_ASYNC)} l.id IN (SELECT id FROM mine) RETURNING l.id
+) SELECT EXISTS (SELECT FROM upd),
+    EXISTS (SELECT FROM {TABLE} l WHERE {ROW} AND l.owner = %(owner)s)"""
+
+GUARD = f"""
+SELECT 1 FROM {TABLE} l WHERE {ROW} AND l.owner = %(owner)s AND l.fencing_token = %(token)s
+    AND l.expires_at > clock_timestamp()
+FOR KEY SHARE"""
+
+HOLDER = f"SELECT {COLUMNS} FROM {TABLE} l WHERE {ROW} AND l.expires_at > clock_timestamp()"
+
+FORCE_RELEASE = f"""
+WITH clock AS MATERIALIZED ({CLOCK}), shown AS (
+    SELECT l.id FROM {TABLE} l, clock
+    WHERE {ROW} AND l.fencing_token = %(token)s AND l.owner <> '' AND l.expires_at > clock.now
+    FOR UPDATE OF l NOWAIT
+) UPDATE {TABLE} l SET owner = '', expires_at = clock.now, losses = l.losses + 1,
+    fencing_token = GREATEST(l.fencing_token + 1, {_us("clock.now")})
+FROM shown, clock WHERE l.id = shown.id
+RETURNING l.fencing_token"""
+
+PURGE = f"""
+WITH ended AS (
+    SELECT l.id, l.fencing_token FROM {TABLE} l,
+        (SELECT clock_timestamp() - %(older_than)s * interval '1 microsecond' AS bound) b
+    WHERE l.name <> '' AND l.expires_at <= b.bound AND l.id > %(after)s
+    ORDER BY l.id LIMIT %(limit)s
+    FOR UPDATE OF l SKIP LOCKED
+), mark AS (
+    INSERT INTO {TABLE} AS m (name, slot, fencing_token)
+    SELECT '', 0, max(fencing_token) FROM ended HAVING count(*) > 0
+    ON CONFLICT (name, slot) DO UPDATE
+        SET fencing_token = GREATEST(m.fencing_token, EXCLUDED.fencing_token)
+), del AS (
+    DELETE FROM {TABLE} WHERE id IN (SELECT id FROM ended) RETURNING id
+) SELECT count(*), max(id) FROM del"""
+
+
+class PostgreSQL(Backend):
+    """PostgreSQL 14 and later, with psycopg 3."""
+
+    exact_collation = "C"
+    release_keeps_snapshot = True
+    guard_blocks_renewal = False
+
+    def __init__(self) -> None:
+        self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+    def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
+        sql = GRANT if claim.durable else GRANT_ASYNC
+        with connection.cursor() as cursor:
+            cursor.execute(sql, claim.parameters(waited))
+            row = cursor.fetchone()
+        return Grant(*row) if row else None
+
+    def renew(
+        self,
+        connection: BaseDatabaseWrapper,
+        held: Sequence[Held],
+        ttl: int | None = None,
+        *,
+        pinned: bool = False,
+    ) -> Mapping[str, int | None]:
+        parameters: dict[str, Any] = {
+            "names": [lease.name for lease in held],
+            "slots": [lease.slot for lease in held],
+            "owners": [lease.owner for lease in held],
+            "ttl": ttl,
+        }
+        with connection.cursor() as cursor:
+            cursor.execute(RENEW, parameters)
+            return dict(cursor.fetchall())
+
+    def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(RELEASE_ASYNC if alone else RELEASE, parameters_of(held))
+            return bool(cursor.rowcount == 1)
+
+    def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
+        with connection.cursor() as cursor:
+            cursor.execute(FREE, parameters_of(held))
+            freed, ours = cursor.fetchone()
+        if freed:
+            return Unlock.FREED
+        return Unlock.PINNED if ours else Unlock.GONE
+
+    def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(GUARD, parameters_of(held))
+            return cursor.fetchone() is not None
+
+    def holder(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> Holder | None:
+        with connection.cursor() as cursor:
+            cursor.execute(HOLDER, {"name": name, "slot": slot})
+            row = cursor.fetchone()
+        return holder_of(row) if row else None
+
+    def force_release(
+        self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
+    ) -> int | None:
+        with connection.cursor() as cursor:
+            try:
+                cursor.execute(FORCE_RELEASE, {"name": name, "slot": slot, "token": token})
+            except DatabaseError as error:
+                if self.is_contention(error):
+                    raise Pinned(
+                        f"The lock {name!r} is in use by a running transaction."
+                    ) from error
+                raise
+            row = cursor.fetchone()
+        return row[0] if row else None
+
+    def purge(
+        self, connection: BaseDatabaseWrapper, older_than: int, after: int, limit: int
+    ) -> tuple[int, int] | None:
+        with connection.cursor() as cursor:
+            cursor.execute(PURGE, {"older_than": older_than, "after": after, "limit": limit})
+            count, last = cursor.fetchone()
+        return (count, last) if count else None
+
+    # -- what the database can do ----------------------------------------------------------------
+
+    def clock(self, connection: BaseDatabaseWrapper) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {_us('clock_timestamp()')}")
+            return int(cursor.fetchone()[0])
+
+    def identity(self, connection: BaseDatabaseWrapper) -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT to_regclass('{TABLE}')::oid::bigint")
+            return cursor.fetchone()[0]
+
+    def snapshot_isolation(self, connection: BaseDatabaseWrapper) -> bool:
+        physical = connection.connection
+        if physical not in self._isolation:
+            if physical.isolation_level is not None:  # Django's OPTIONS["isolation_level"]
+                level = physical.isolation_level.name.replace("_", " ").lower()
+            else:
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT current_setting('default_transaction_isolation')")
+                    level = cursor.fetchone()[0]
+            self._isolation[physical] = level in ("repeatable read", "serializable")
+        return self._isolation[physical]
+
+    def transaction_failed(self, connection: BaseDatabaseWrapper) -> bool:
+        from psycopg.pq import TransactionStatus
+
+        physical = connection.connection
+        return physical is not None and (
+            physical.closed or physical.info.transaction_status == TransactionStatus.INERROR
+        )
+
+    def private_settings(self, settings_dict: dict[str, Any]) -> dict[str, Any]:
+        options = settings_dict["OPTIONS"]
+        for shared in ("pool", "server_side_binding", "isolation_level"):
+            options.pop(shared, None)
+        options.setdefault("connect_timeout", 5)
+        options.setdefault("keepalives_idle", 15)
+        options.setdefault("keepalives_interval", 5)
+        options.setdefault("keepalives_count", 3)
+        options["application_name"] = "distlock"
+        return settings_dict
+
+    @contextmanager
+    def bounded(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        """Send the limits with each statement, in one message and for that transaction only.
+
+        A SET for the session would outlive its owner behind PgBouncer in transaction mode.
+        """
+        limit = (
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
+            f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}; "
+        )
+
+        def execute(run: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+            result = run(limit + sql, params, many, context)
+            while context["cursor"].nextset():
+                pass
+            return result
+
+        with connection.execute_wrapper(execute):
+            yield
+
+    def moment_to_db(self, moment: datetime) -> Any:
+        return moment
+
+    def moment_from_db(self, value: Any) -> datetime:
+        assert isinstance(value, datetime)
+        return value  # naive only with USE_TZ off, and then in Django's convention already

@@ -1,0 +1,160 @@
+"""SQLite: one writer at a time, so the write lock of the file is the row lock.
+
+For development and single hosts. The clock counts milliseconds; moments are kept as text with six
+digits, which compares in order. 'now' stands still within a statement, so it is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .base import TABLE, Claim, Grant, Held, Holder, Unlock, holder_of, parameters_of
+from .generic import Generic
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def _in(microseconds: str) -> str:
+    """Return the moment that many microseconds from now."""
+    return f"strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', {_seconds(microseconds)}) || '000'"
+
+
+def _seconds(microseconds: str) -> str:
+    return f"printf('%%.3f seconds', {microseconds} / 1000000.0)"
+
+
+def _us(moment: str) -> str:
+    return f"(CAST(round((julianday({moment}) - 2440587.5) * 86400000) AS INTEGER) * 1000)"
+
+
+NOW = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now') || '000'"
+COLUMNS = (
+    f"name, owner, fencing_token, {_us('acquired_at')}, {_us('expires_at')}, "
+    "host, pid, thread, note"
+)
+GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}"
+ROW = "name = %(name)s AND slot = %(slot)s"
+OURS = f"{ROW} AND (owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
+
+BUSY = f"SELECT 1 FROM {TABLE} WHERE {ROW} AND expires_at > {NOW} AND owner <> %(owner)s"
+
+GRANT = f"""
+INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
+    host, pid, thread, note, acquisitions, losses,
+    total_hold, longest_hold, total_wait, longest_wait)
+VALUES (%(name)s, %(slot)s, %(owner)s,
+    MAX({_us("'now'")}, COALESCE((SELECT m.fencing_token + 1 FROM {TABLE} m
+        WHERE m.name = '' AND m.slot = 0), 0)),
+    {NOW}, {_in("%(first)s")}, %(ttl)s, %(host)s, %(pid)s, %(thread)s, %(note)s, 1, 0,
+    0, 0, %(waited)s, %(waited)s)
+ON CONFLICT (name, slot) DO UPDATE SET owner = excluded.owner,
+    fencing_token = MAX(fencing_token + 1, {_us("'now'")}),
+    acquired_at = excluded.acquired_at, expires_at = excluded.expires_at, ttl = excluded.ttl,
+    host = excluded.host, pid = excluded.pid, thread = excluded.thread, note = excluded.note,
+    acquisitions = acquisitions + 1,
+    losses = losses + (owner NOT IN ('', excluded.owner)),
+    total_wait = total_wait + excluded.total_wait,
+    longest_wait = MAX(longest_wait, excluded.longest_wait)
+WHERE expires_at <= {NOW} OR owner = excluded.owner
+RETURNING {GRANTED}"""
+
+RELEASE = f"""
+UPDATE {TABLE} SET owner = '',
+    expires_at = MAX({NOW}, strftime('%%Y-%%m-%%d %%H:%%M:%%f', acquired_at,
+        {_seconds("%(min_hold)s")}) || '000'),
+    total_hold = total_hold + CASE WHEN owner = '' THEN 0
+        ELSE {_us("'now'")} - {_us("acquired_at")} END,
+    longest_hold = MAX(longest_hold, CASE WHEN owner = '' THEN 0
+        ELSE {_us("'now'")} - {_us("acquired_at")} END)
+WHERE {OURS}"""
+
+TAKE_WRITE_LOCK = f"UPDATE {TABLE} SET owner = owner WHERE id = -1"
+
+HOLDER = f"SELECT {COLUMNS} FROM {TABLE} WHERE {ROW} AND expires_at > {NOW}"
+
+
+class SQLite(Generic):
+    """SQLite 3.35 and later."""
+
+    private_connection = False
+    clock_sql = {"": f"SELECT {_us(repr('now'))}"}
+
+    def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
+        parameters = claim.parameters(waited)
+        with connection.cursor() as cursor:
+            cursor.execute(BUSY, parameters)  # a read does not take the file's write lock
+            if cursor.fetchone():
+                return None
+            cursor.execute(GRANT, parameters)
+            row = cursor.fetchone()
+        return Grant(*row) if row else None
+
+    def renew(
+        self,
+        connection: BaseDatabaseWrapper,
+        held: Sequence[Held],
+        ttl: int | None = None,
+        *,
+        pinned: bool = False,
+    ) -> Mapping[str, int | None]:
+        keys = ", ".join(["(%s, %s, %s)"] * len(held))
+        values = [part for lease in held for part in (lease.name, lease.slot, lease.owner)]
+        alive = "" if pinned else f"AND expires_at > {NOW} "
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE {TABLE} SET ttl = COALESCE(%s, ttl), "
+                f"expires_at = {_in('COALESCE(%s, ttl)')} "
+                f"WHERE (name, slot, owner) IN (VALUES {keys}) {alive}"
+                f"RETURNING owner, {_us('expires_at')}",
+                [ttl, ttl, *values],
+            )
+            return dict(cursor.fetchall())
+
+    def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(RELEASE, parameters_of(held))
+            return bool(cursor.rowcount == 1)
+
+    def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
+        with connection.cursor() as cursor:
+            cursor.execute(f"{RELEASE} AND owner <> ''", parameters_of(held))
+            return Unlock.FREED if cursor.rowcount else Unlock.GONE
+
+    def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
+        # The write that takes the file's write lock to the end of the transaction.
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE {TABLE} SET owner = owner WHERE {ROW} AND owner = %(owner)s "
+                f"AND fencing_token = %(token)s AND expires_at > {NOW}",
+                parameters_of(held),
+            )
+            return bool(cursor.rowcount == 1)
+
+    def holder(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> Holder | None:
+        with connection.cursor() as cursor:
+            cursor.execute(HOLDER, {"name": name, "slot": slot})
+            row = cursor.fetchone()
+        return holder_of(row) if row else None
+
+    @contextmanager
+    def _transaction(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
+        with super()._transaction(connection), connection.cursor() as cursor:
+            cursor.execute(TAKE_WRITE_LOCK)  # a transaction that begins by reading may not write
+            yield
+
+    def _for_update(
+        self, connection: BaseDatabaseWrapper, columns: str, where: str, *, wait: bool
+    ) -> str:
+        return f"SELECT {columns} FROM {TABLE} WHERE {where}"
+
+    # -- what the database can do (force_release and purge are the portable ones) ----------------
+
+    def is_contention(self, error: BaseException) -> bool:
+        return super().is_contention(error) or "database is locked" in str(error)
+
+    def in_memory(self, connection: BaseDatabaseWrapper) -> bool:
+        name = str(connection.settings_dict["NAME"])
+        return ":memory:" in name or "mode=memory" in name

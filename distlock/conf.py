@@ -1,0 +1,83 @@
+"""The one reader of settings: `DISTLOCK = {"TTL": 30, ...}`.
+
+A wrong entry is a system-check error (`distlock.E001`, `E002`); reading one that was not checked
+raises `ImproperlyConfigured` with the same words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from .deadlines import Seconds, seconds
+
+SETTING = "DISTLOCK"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every setting with its default. Durations are seconds."""
+
+    USING: str = "default"
+    TTL: Seconds = 30
+    WAIT: Seconds | None = 10
+    RENEW: bool = True
+    CRASH_SAFE: bool = True
+    PURGE_AFTER: Seconds = 30 * 24 * 3600
+
+
+def settings() -> Settings:
+    """Return the settings in force. Raises `ImproperlyConfigured` for an unusable one."""
+    return _read()
+
+
+def problems() -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) for each wrong entry; kind is "unknown" or "invalid"."""
+    given = getattr(django_settings, SETTING, {})
+    if not isinstance(given, Mapping):
+        yield "invalid", f"{SETTING} must be a dict, not {type(given).__name__}."
+        return
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for key, value in given.items():
+        if key not in known:
+            choices = ", ".join(known)
+            yield "unknown", f"{SETTING} has an unknown key {key!r}. It knows {choices}."
+        elif fault := _fault(key, value):
+            yield "invalid", f"{SETTING}[{key!r}] {fault}"
+
+
+def _fault(key: str, value: Any) -> str | None:
+    if key == "USING":
+        if not isinstance(value, str):
+            return f"must be a database alias, not {value!r}."
+        return None if value in django_settings.DATABASES else f"{value!r} is not in DATABASES."
+    if key in ("RENEW", "CRASH_SAFE"):
+        return None if isinstance(value, bool) else f"must be True or False, not {value!r}."
+    if key == "WAIT" and value is None:
+        return None
+    try:
+        seconds(value, key, positive=key == "TTL")
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _read() -> Settings:
+    for _, message in problems():
+        raise ImproperlyConfigured(message)
+    return Settings(**getattr(django_settings, SETTING, {}))
+
+
+def _forget(*, setting: str, **kwargs: object) -> None:
+    if setting in (SETTING, "DATABASES"):
+        _read.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="distlock.conf")

@@ -1,0 +1,73 @@
+"""What one thread or asyncio task holds: for nesting, and against waiting for oneself.
+
+It belongs to the thread or the `asyncio.Task` itself and never to a context variable: those are
+inherited by tasks and threads that hold nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import TracebackType
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from .background import after_fork
+from .terms import Term
+
+
+class Block(Protocol):
+    """What a `with` block of a lock ends with."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the block."""
+
+
+Key = tuple[str, str, int]
+"""Alias, name and slot."""
+
+
+class Context:
+    """The terms that a thread or task holds, and the blocks it is in."""
+
+    def __init__(self) -> None:
+        self.held: dict[Key, Term] = {}
+        self.entered: list[tuple[object, Block]] = []
+
+    def forget(self, key: Key) -> None:
+        """Note that a term is not held any more."""
+        self.held.pop(key, None)
+
+
+class _Threads(threading.local):
+    def __init__(self) -> None:
+        self.context = Context()
+
+
+_threads = _Threads()
+_tasks: WeakKeyDictionary[asyncio.Task[object], Context] = WeakKeyDictionary()
+
+
+def current() -> Context:
+    """Return the context of the running task, or of this thread."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    if task is None:
+        return _threads.context
+    return _tasks.setdefault(task, Context())
+
+
+def _forget() -> None:
+    global _threads
+    _threads = _Threads()
+    _tasks.clear()
+
+
+after_fork(_forget)

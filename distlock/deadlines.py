@@ -1,0 +1,75 @@
+"""Durations, deadlines and jitter: checked once at the border, then plain seconds.
+
+# Note [Which clock]
+Trust and waits are measured on CLOCK_BOOTTIME where there is one: CLOCK_MONOTONIC stands still
+while a Linux machine is suspended, and a lease does not. Neither is ever compared with the
+database's clock.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from datetime import timedelta
+
+Seconds = int | float | timedelta
+
+LONGEST = 10 * 365 * 24 * 3600.0
+"""Ten years: far below what overflows a database's interval."""
+
+if hasattr(time, "CLOCK_BOOTTIME"):
+
+    def clock() -> float:
+        """Seconds on a clock that only grows; see Note [Which clock]."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+else:  # pragma: no cover  (macOS, Windows)
+    clock = time.monotonic
+
+
+def seconds(value: Seconds, argument: str, *, positive: bool = False) -> float:
+    """Return a duration as float seconds.
+
+    Raises `TypeError` for anything but int, float and timedelta, and `ValueError` for a negative
+    one (with `positive`, also for zero), NaN, or more than ten years.
+    """
+    if isinstance(value, timedelta):
+        result = value.total_seconds()
+    elif isinstance(value, int | float) and value is not True and value is not False:
+        result = math.copysign(math.inf, value) if abs(value) > LONGEST else float(value)
+    else:
+        raise TypeError(
+            f"{argument} must be a number of seconds or a timedelta, not {type(value).__name__}."
+        )
+    if math.isnan(result) or result < 0 or (positive and result == 0):
+        bound = "greater than 0" if positive else "0 or greater"
+        raise ValueError(f"{argument} must be {bound}, not {value!r}.")
+    if result > LONGEST:
+        raise ValueError(f"{argument} must be at most ten years ({LONGEST:.0f}), not {value!r}.")
+    return result
+
+
+class Deadline:
+    """A moment until which something may take; `None` seconds means for ever."""
+
+    __slots__ = ("_at", "started")
+
+    def __init__(self, wait: float | None) -> None:
+        self.started = clock()
+        self._at = math.inf if wait is None else self.started + wait
+
+    @property
+    def left(self) -> float:
+        """Seconds left, never negative; infinite without a deadline."""
+        return max(0.0, self._at - clock())
+
+    @property
+    def passed(self) -> float:
+        """Seconds since the start."""
+        return clock() - self.started
+
+
+def jitter(delay: float) -> float:
+    """Return about `delay`, so that many processes do not act in step."""
+    return delay * random.uniform(0.75, 1.25)

@@ -1,0 +1,94 @@
+"""The one engine that wraps functions: the key from the call's arguments, then the block."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import string
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from .exceptions import LockBusy
+
+if TYPE_CHECKING:
+    from .locks import Lock
+
+
+def wrap(lock: Lock, function: Any) -> Any:
+    """Return `function` under the lock that its arguments name.
+
+    Raises `TypeError` for what is not a plain function, and `ValueError` for a `{field}` that is
+    no argument of it.
+    """
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"lock() decorates functions, not {function!r}.")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"{_name(function)} is a generator: the lock would be released before its body runs. "
+            "Use a with block inside it."
+        )
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{_name(function)} is async, which lock() does not decorate yet.")
+    key = Key(lock.name, function)
+
+    @functools.wraps(function)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as block:
+            try:
+                block.enter_context(lock.named(key.of(args, kwargs)))
+            except LockBusy:
+                if lock.on_busy == "skip":
+                    return None
+                raise
+            return function(*args, **kwargs)
+
+    return locked
+
+
+class Key:
+    """A lock's name as a function of a call: a template or a callable of the bound arguments."""
+
+    def __init__(self, name: str | Callable[[Mapping[str, Any]], str], function: Any) -> None:
+        self._name = name
+        self._function = function
+        self._signature = inspect.signature(function)
+        self._constant: str | None = None
+        if isinstance(name, str):
+            fields = self._fields(name)
+            if not fields:
+                self._constant = name.format()
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Return the name for a call. Raises `TypeError` for arguments that do not fit."""
+        if self._constant is not None:
+            return self._constant
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        if isinstance(self._name, str):
+            return self._name.format(**bound.arguments)
+        return self._name(bound.arguments)
+
+    def _fields(self, template: str) -> set[str]:
+        try:
+            parsed = list(string.Formatter().parse(template))
+        except ValueError as error:
+            raise ValueError(
+                f"name {template!r} is not a template: {error}. In a decorator a brace is "
+                "written twice to stand for itself."
+            ) from None
+        fields = {
+            field.partition(".")[0].partition("[")[0]
+            for _, field, *_ in parsed
+            if field is not None
+        }
+        if unknown := fields - set(self._signature.parameters):
+            raise ValueError(
+                f"name {template!r} has the field {{{min(unknown)}}}, which is no argument of "
+                f"{_name(self._function)}{self._signature}."
+            )
+        return fields
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", repr(function))

@@ -1,0 +1,240 @@
+"""The lease: what a holder has in hand. Several handles may share one term (`terms.py`)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from django.db import Error
+
+from . import signals
+from .backends import backend_for
+from .backends.base import moment_of
+from .deadlines import Seconds, clock, seconds
+from .exceptions import LockError, LockLost
+from .keeper import keeper
+from .terms import State, Term
+from .transactions import Place, lost_error, place
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger("distlock")
+
+
+class Lease:
+    """A lock that is held, until `release()`, its expiry or its loss.
+
+    Use it as a context manager, or call `release()` in a `finally`. It may be handed to another
+    thread. If the last reference is dropped first, `ResourceWarning`: the renewals stop and the
+    lease ends after its ttl.
+    """
+
+    def __init__(self, term: Term, forget: Callable[[], None], *, shares: bool = True) -> None:
+        self._term = term
+        self._forget = forget
+        self._released = not shares
+        self._mutex = threading.Lock()
+        if shares:
+            term.handles += 1
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.name!r} token {self.token} {self._term.state.value}>"
+
+    @property
+    def name(self) -> str:
+        """The lock's name."""
+        return self._term.name
+
+    @property
+    def owner(self) -> str:
+        """The nonce of this acquisition."""
+        return self._term.owner
+
+    @property
+    def token(self) -> int:
+        """The fencing token: greater than that of every earlier grant of this name."""
+        return self._term.token
+
+    @property
+    def acquired_at(self) -> datetime:
+        """When it was granted, on the database's clock."""
+        return moment_of(self._term.acquired_us)
+
+    @property
+    def expires_at(self) -> datetime:
+        """When it ends unless it is renewed, on the database's clock, as far as is known here."""
+        return moment_of(self._term.expires_us)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that this process may still trust the lease, renewals not counted ahead."""
+        return self._term.remaining
+
+    @property
+    def lost(self) -> bool:
+        """Whether the loss is known, or trust has run out without a renewal."""
+        return self._term.lost
+
+    def check(self) -> None:
+        """Raise `LockLost` if the lease is not provably held. Sends no SQL."""
+        if self._term.lost or self._term.state is State.RELEASED:
+            raise self._loss()
+
+    def renew(self, ttl: Seconds | None = None) -> None:
+        """Extend the lease by its ttl from now, or by `ttl` seconds, which then is its ttl.
+
+        Raises `LockLost` if it has ended, even if nobody else has taken it, and `LockError` if a
+        running transaction has the row locked: then nothing has changed.
+        """
+        self.check()
+        term = self._term
+        span = None if ttl is None else seconds(ttl, "ttl", positive=True)
+        microseconds = None if span is None else int(span * 1_000_000)
+        requested = clock()
+        where = place(term.alias)
+        renew = backend_for(where.connection).renew
+        renewed = where.run(lambda connection: renew(connection, [term], microseconds))
+        if term.owner not in renewed:
+            term.lose("it had expired, or its row has another owner")
+            raise self._loss()
+        expires = renewed[term.owner]
+        if expires is None:
+            raise LockError(
+                f"The lock {self.name!r} was not renewed: a running transaction has its row "
+                "locked. It still is yours; try again when that has ended.",
+                name=self.name,
+            )
+        term.confirm(requested, expires, span)
+
+    def guard(self) -> None:
+        """Fence the open transaction: after this no later holder can be granted before it ends.
+
+        The caller must be inside a transaction on the lock's database, and should call this
+        before the writes that the lock protects. Raises `LockLost` if the lease is not held, and
+        then the transaction cannot commit; `RuntimeError` outside a transaction.
+        """
+        where = place(self._term.alias)
+        if where.own:
+            if not backend_for(where.connection).guard(where.connection, self._term):
+                self._term.lose("the row has another owner")
+                raise self._loss()
+        elif where.transaction is None:
+            raise RuntimeError(
+                f"guard() of the lock {self.name!r} needs an open transaction on the database "
+                f"{self._term.alias!r}: outside one there is nothing that it could protect."
+            )
+        elif self._released:
+            raise self._loss()
+        else:
+            where.transaction.guard(self._term)
+
+    def release(self) -> None:
+        """Give the lock back. A second call does nothing.
+
+        Inside a transaction on the lock's database the lock stays held until that has ended; if
+        it rolls back, a lease that was taken before it is held again. Raises `LockLost` if the
+        lease was lost: what was done under it may have been done twice.
+        """
+        with self._mutex:
+            if self._released:
+                return
+            self._released = True
+        term = self._term
+        if term.inherited:
+            raise self._loss()
+        term.handles -= 1
+        if term.handles == 0 and term.state is not State.RELEASED:
+            self._end()
+        elif term.lost:
+            raise self._loss()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release; a loss does not hide an exception that is on its way out."""
+        if self._term.inherited:
+            return
+        if exc is None:
+            self.release()
+            return
+        try:
+            self.release()
+        except LockLost:
+            pass  # told by the signal; the exception on its way out goes first
+        except Exception:
+            logger.warning("lock_release_failed name=%r", self.name, exc_info=True)
+
+    def __del__(self) -> None:
+        if getattr(self, "_released", True) or self._term.over or self._term.inherited:
+            return
+        self._term.handles -= 1
+        if self._term.handles == 0:
+            keeper.drop(self._term)
+            self._forget()
+            warnings.warn(
+                f"A lease of the lock {self.name!r} was dropped without release(): it is held "
+                f"until {self.expires_at}.",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        self._forget()
+        where = place(self._term.alias)
+        if where.transaction is not None:
+            where.transaction.release(self._term, self._ended, self._undone)
+        else:
+            self._release_alone(where)
+
+    def _release_alone(self, where: Place) -> None:
+        """Release in a transaction of its own, or in the one that `TestCase` keeps open."""
+        term, backend = self._term, backend_for(where.connection)
+        lost = term.lost
+        keeper.drop(term)
+        try:
+            ours = where.run(lambda c: backend.release(c, term, alone=not where.own))
+        except Error:
+            if where.own or lost or backend.in_memory(where.connection):
+                raise
+            logger.warning("lock_release_delayed name=%r", term.name, exc_info=True)
+            keeper.finish(term, lambda found: self._ended())
+            return
+        if not ours and not lost:
+            term.lose("the row has another owner")
+        if lost or not ours:
+            raise self._loss()
+        self._ended()
+
+    def _ended(self) -> None:
+        term = self._term
+        if term.state is not State.RELEASED and not term.move(State.RELEASED):
+            return
+        signals.lock_released.send_robust(sender=Lease, lease=self, held=term.held_for)
+
+    def _undone(self) -> None:
+        """The transaction that held the release rolled back: the lease goes on."""
+        self._released = False
+        self._term.handles += 1
+
+    def _loss(self) -> LockLost:
+        term = self._term
+        if term.inherited:
+            term.reason = "a forked child does not own its parent's leases"
+        elif term.state is State.RELEASED:
+            term.reason = "it was released"
+        return lost_error(term)

@@ -1,0 +1,350 @@
+"""The lock: an immutable description of what is to be held, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from django.db import connections
+
+from . import contexts, signals, waiting
+from .atomics import AtomicBlock, refuse_nesting
+from .backends import backend_for
+from .backends.base import Claim, Grant, Holder
+from .background import soon
+from .conf import settings
+from .deadlines import Deadline, Seconds, clock, seconds
+from .decorators import wrap
+from .exceptions import AlreadyHeld, LockBusy
+from .keeper import can_keep, keeper
+from .leases import Lease
+from .terms import State, Term
+from .transactions import Place, place
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Name = str | Callable[[Mapping[str, Any]], str]
+
+
+class Default:
+    """Stands for "as the settings say" in a signature."""
+
+    def __repr__(self) -> str:
+        return "<from settings>"
+
+
+DEFAULT = Default()
+LONGEST_NAME = 255
+LONGEST_NOTE = 255
+
+
+def lock(
+    name: Name,
+    *,
+    ttl: Seconds | Default = DEFAULT,
+    wait: Seconds | Default | None = DEFAULT,
+    renew: bool | Default = DEFAULT,
+    atomic: bool = False,
+    reentrant: bool = False,
+    min_hold: Seconds | None = None,
+    max_hold: Seconds | None = None,
+    crash_safe: bool | Default = DEFAULT,
+    on_busy: Literal["raise", "skip"] = "raise",
+    note: str = "",
+    using: str | None = None,
+) -> Lock:
+    """Describe a lock: for `with`, as a decorator, or with `acquire()` and `try_acquire()`.
+
+    Durations are seconds or `timedelta`. What is not given comes from the setting `DISTLOCK`.
+
+    name: 1 to 255 characters, compared exactly. In a decorator it may hold `{argument}` fields,
+        or be a callable that gets the bound arguments as a dict.
+    ttl: how long the lease lasts after its last renewal (30).
+    wait: how long to wait while it is busy (10); 0 tries once, `None` waits for ever.
+    renew: keep the lease alive while this process lives.
+    atomic: run the body in a transaction of its own; work and release commit together.
+    reentrant: taking it again in the same thread or task nests; otherwise that is `AlreadyHeld`.
+    min_hold: keep the lock at least this long after it was acquired, even if released sooner.
+    max_hold: stop renewing after this long.
+    crash_safe: `False` lets the grant be forgotten if the database server crashes.
+    on_busy: in a decorator, "raise" `LockBusy` or "skip" the call and return `None`.
+    note: free text for people who look at the lock.
+    using: the database alias.
+
+    Raises `ValueError` or `TypeError` that names the argument.
+    """
+    described = Lock(
+        name=name,
+        ttl=None if isinstance(ttl, Default) else seconds(ttl, "ttl", positive=True),
+        wait=_wait(wait),
+        renew=_flag(renew, "renew"),
+        atomic=_flag(atomic, "atomic") or False,
+        reentrant=_flag(reentrant, "reentrant") or False,
+        min_hold=0.0 if min_hold is None else seconds(min_hold, "min_hold"),
+        max_hold=None if max_hold is None else seconds(max_hold, "max_hold", positive=True),
+        crash_safe=_flag(crash_safe, "crash_safe"),
+        on_busy=on_busy,
+        note=note,
+        using=using,
+    )
+    described._validate()
+    return described
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lock:
+    """A description, made by `lock()`. Holds nothing; safe to share between threads."""
+
+    name: Name
+    ttl: float | None
+    wait: float | Default | None
+    renew: bool | None
+    atomic: bool
+    reentrant: bool
+    min_hold: float
+    max_hold: float | None
+    crash_safe: bool | None
+    on_busy: str
+    note: str
+    using: str | None
+    slot: int = 0
+
+    def acquire(self, wait: Seconds | Default | None = DEFAULT) -> Lease:
+        """Return a lease, waiting up to `wait` seconds (default: the lock's own).
+
+        The caller must release it. Raises `LockBusy` when the wait is over, `AlreadyHeld` if this
+        thread or task has the lock, and what the database raises if it cannot be asked.
+        """
+        self._refuse_atomic("acquire()")
+        return self._acquire(_wait(wait))
+
+    def try_acquire(self) -> Lease | None:
+        """Return a lease if the lock is free now, else `None`. The caller must release it."""
+        self._refuse_atomic("try_acquire()")
+        return self._attempt(Deadline(0))
+
+    def holder(self) -> Holder | None:
+        """Return who holds the lock now, or `None`."""
+        name, alias = self._literal_name(), self._alias()
+        where = place(alias)
+        holder = backend_for(where.connection).holder
+        return where.run(lambda connection: holder(connection, name, self.slot))
+
+    def __enter__(self) -> Lease:
+        alias = self._alias()
+        if self.atomic:
+            refuse_nesting(self.name, alias)
+        lease = self._acquire(DEFAULT)
+        block = AtomicBlock(lease, alias) if self.atomic else lease
+        contexts.current().entered.append((self, block))
+        return lease
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        entered = contexts.current().entered
+        at = max(index for index, (owner, _) in enumerate(entered) if owner is self)
+        _, block = entered.pop(at)
+        block.__exit__(exc_type, exc, traceback)
+
+    @overload
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]: ...
+
+    @overload
+    def __call__(self, function: Any) -> Any: ...
+
+    def __call__(self, function: Any) -> Any:
+        """Decorate a function: each call holds the lock that `name` gives for its arguments."""
+        return wrap(self, function)
+
+    def named(self, name: str) -> Lock:
+        """Return this description with another name, checked."""
+        return dataclasses.replace(self, name=checked_name(name))
+
+    # -- one acquisition -------------------------------------------------------------------------
+
+    def _acquire(self, wait: float | Default | None) -> Lease:
+        if isinstance(wait, Default):
+            wait = self._waits()
+        deadline = Deadline(wait)
+        lease = self._attempt(deadline)
+        if lease is not None:
+            return lease
+        holder, waited = self.holder(), deadline.passed
+        name = self._literal_name()
+        signals.lock_busy.send_robust(sender=Lock, name=name, holder=holder, waited=waited)
+        who = f"it is held by {holder}" if holder else "its row was in use until the last moment"
+        raise LockBusy(
+            f"The lock {name!r} was not free within {waited:.3g} s: {who}.",
+            name=name,
+            holder=holder,
+            waited=waited,
+        )
+
+    def _attempt(self, deadline: Deadline) -> Lease | None:
+        name, alias = self._literal_name(), self._alias()
+        context, key = contexts.current(), (alias, name, self.slot)
+        if nested := self._nested(context, key):
+            return nested
+        where = place(alias, to_acquire=True)
+        if where.transaction is not None and (
+            adopted := where.transaction.adopt(alias, name, self.slot)
+        ):
+            return Lease(adopted, lambda: None)
+        claim = self._claim(name)
+        if where.own and where.transaction is not None:
+            deadline = Deadline(0)  # SQLite: nobody else could free it meanwhile
+        requested = clock()
+
+        def attempt(waited: float) -> tuple[Grant, float] | None:
+            nonlocal requested
+            requested = clock()
+            grant = where.grant(claim, waited)
+            return None if grant is None else (grant, waited)
+
+        granted = waiting.wait_for(attempt, deadline)
+        if granted is None:
+            return None
+        return self._begin(where, claim, *granted, requested, context, key)
+
+    def _nested(self, context: contexts.Context, key: contexts.Key) -> Lease | None:
+        term = context.held.get(key)
+        if term is None or term.lost or term.state is not State.HELD:
+            return None
+        if not self.reentrant:
+            raise AlreadyHeld(
+                f"This thread or task already holds the lock {key[1]!r}; waiting for it would "
+                "never end. Pass reentrant=True to nest, or split the function.",
+                name=key[1],
+            )
+        return Lease(term, partial(context.forget, key))
+
+    def _claim(self, name: str) -> Claim:
+        durable = settings().CRASH_SAFE if self.crash_safe is None else self.crash_safe
+        return Claim(
+            name=name,
+            slot=self.slot,
+            owner=uuid.uuid4().hex,
+            ttl=int(self._ttl() * 1_000_000),
+            min_hold=int(self.min_hold * 1_000_000),
+            note=self.note,
+            durable=durable and not self.atomic,
+        )
+
+    def _begin(
+        self,
+        where: Place,
+        claim: Claim,
+        grant: Grant,
+        waited: float,
+        requested: float,
+        context: contexts.Context,
+        key: contexts.Key,
+    ) -> Lease:
+        term = Term(
+            key[0],
+            claim.name,
+            claim.slot,
+            claim.owner,
+            token=grant.token,
+            ttl=self._ttl(),
+            acquired_us=grant.acquired_us,
+            expires_us=grant.expires_us,
+            requested=requested,
+            renew=settings().RENEW if self.renew is None else self.renew,
+            min_hold=self.min_hold,
+            max_hold=self.max_hold,
+            on_lost=_tell_lost,
+        )
+        lease = Lease(term, partial(context.forget, key))
+        context.held[key] = term
+        if where.transaction is not None:
+            where.transaction.taken.add(term)
+        if not where.own and can_keep(key[0]):
+            keeper.keep(term)
+        signals.lock_acquired.send_robust(sender=Lock, lease=lease, waited=waited)
+        return lease
+
+    # -- what the arguments mean -----------------------------------------------------------------
+
+    def _alias(self) -> str:
+        alias = self.using or settings().USING
+        if alias not in connections:
+            raise ValueError(f"using={alias!r} is not in DATABASES; it has {list(connections)}.")
+        return alias
+
+    def _ttl(self) -> float:
+        return seconds(settings().TTL, "TTL") if self.ttl is None else self.ttl
+
+    def _waits(self) -> float | None:
+        wait = settings().WAIT if isinstance(self.wait, Default) else self.wait
+        return None if wait is None else seconds(wait, "WAIT")
+
+    def _literal_name(self) -> str:
+        if isinstance(self.name, str):
+            return self.name
+        raise TypeError("A lock whose name is a callable can only be used as a decorator.")
+
+    def _refuse_atomic(self, method: str) -> None:
+        if self.atomic:
+            raise TypeError(
+                f"{method} cannot run a body in a transaction. Use a lock with atomic=True in a "
+                "with block or as a decorator."
+            )
+
+    def _validate(self) -> None:
+        if isinstance(self.name, str):
+            checked_name(self.name)
+        elif not callable(self.name):
+            raise TypeError(f"name must be a str or a callable, not {type(self.name).__name__}.")
+        if self.on_busy not in ("raise", "skip"):
+            raise ValueError(f'on_busy must be "raise" or "skip", not {self.on_busy!r}.')
+        if not isinstance(self.note, str):
+            raise TypeError(f"note must be a str, not {type(self.note).__name__}.")
+        if len(self.note) > LONGEST_NOTE or "\0" in self.note:
+            raise ValueError(f"note must have at most {LONGEST_NOTE} characters, and no NUL.")
+        if self.using is not None and not isinstance(self.using, str):
+            raise TypeError(f"using must be a database alias, not {type(self.using).__name__}.")
+
+
+def checked_name(name: object) -> str:
+    """Return a name that every database stores as it is. Raises `TypeError` or `ValueError`."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {type(name).__name__}.")
+    if not 1 <= len(name) <= LONGEST_NAME:
+        raise ValueError(
+            f"name must have 1 to {LONGEST_NAME} characters, not {len(name)}; "
+            "hash what is longer, and keep a readable beginning."
+        )
+    if "\0" in name:
+        raise ValueError(f"name must not hold a NUL character: {name!r}.")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"name must be encodable as UTF-8: {name!r}.") from None
+    return name
+
+
+def _wait(wait: Seconds | Default | None) -> float | Default | None:
+    return wait if wait is None or isinstance(wait, Default) else seconds(wait, "wait")
+
+
+def _flag(value: bool | Default, argument: str) -> bool | None:
+    if isinstance(value, Default):
+        return None
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, not {value!r}.")
+    return value
+
+
+def _tell_lost(term: Term, reason: str) -> None:
+    lease = Lease(term, lambda: None, shares=False)
+    soon(lambda: signals.lock_lost.send_robust(sender=Lease, lease=lease, reason=reason))

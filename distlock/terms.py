@@ -1,0 +1,159 @@
+"""A term: one owner's time on one slot. What the keeper renews, a release ends, and handles share.
+
+# Note [Trust window]
+A process may trust its lease until
+
+    clock before the request was sent + ttl - margin
+
+and never from after the reply: the database counted from somewhere in between. The margin covers
+two clocks that run at slightly different speeds. Only a renewal that was confirmed moves the
+moment on; an error or a locked row is *unknown*, not lost, and leaves it where it was. A row that
+this process itself has pinned in an open transaction can be granted to nobody, so it counts as
+held however long that takes.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+import threading
+from collections.abc import Callable
+
+from .deadlines import clock
+
+
+class State(enum.Enum):
+    """Where a term is in its life."""
+
+    HELD = "held"
+    RELEASING = "releasing"  # released in a transaction that is still open
+    RELEASED = "released"
+    LOST = "lost"
+
+
+class Term:
+    """One acquisition, from its grant to its release or loss. Shared by threads."""
+
+    def __init__(
+        self,
+        alias: str,
+        name: str,
+        slot: int,
+        owner: str,
+        *,
+        token: int,
+        ttl: float,
+        acquired_us: int,
+        expires_us: int,
+        requested: float,
+        renew: bool,
+        min_hold: float,
+        max_hold: float | None,
+        on_lost: Callable[[Term, str], None],
+    ) -> None:
+        self.alias = alias
+        self.name = name
+        self.slot = slot
+        self.owner = owner
+        self.token = token
+        self.ttl = ttl
+        self.acquired_us = acquired_us
+        self.expires_us = expires_us
+        self.min_hold_us = int(min_hold * 1_000_000)
+        self.started = clock()
+        self.renew_until = 0.0 if not renew else requested + (max_hold or math.inf)
+        self.pins = 0
+        self.handles = 0
+        self.state = State.HELD
+        self.reason = ""
+        self.next_renewal = math.inf
+        self.trusted_until = 0.0
+        self._on_lost = on_lost
+        self._pid = os.getpid()
+        self._mutex = threading.Lock()
+        self.confirm(requested, expires_us)
+
+    def __repr__(self) -> str:
+        return f"<Term {self.name!r} token {self.token} {self.state.value}>"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to renew or release."""
+        return self.state in (State.RELEASED, State.LOST)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child, which owns nothing of its parent's."""
+        return os.getpid() != self._pid
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that this process may still trust; see Note [Trust window]."""
+        if self.over or self.inherited:
+            return 0.0
+        if self.pins:
+            return self.ttl
+        return max(0.0, self.trusted_until - clock())
+
+    @property
+    def lost(self) -> bool:
+        """Whether the loss is known, or trust has run out."""
+        if self.inherited:
+            return True
+        if not self.over and self.remaining == 0.0:
+            self.lose("the lease was not renewed in time")
+        return self.state is State.LOST
+
+    @property
+    def held_for(self) -> float:
+        """Seconds since the grant."""
+        return clock() - self.started
+
+    def confirm(self, requested: float, expires_us: int, ttl: float | None = None) -> None:
+        """Extend trust after a grant or renewal whose request began at `requested`."""
+        with self._mutex:
+            self.ttl = ttl or self.ttl
+            self.expires_us = expires_us
+            self.trusted_until = max(self.trusted_until, requested + self.ttl - margin(self.ttl))
+            if ttl is not None:
+                self.trusted_until = requested + self.ttl - margin(self.ttl)
+            self.next_renewal = requested + self.ttl / 3
+            if self.next_renewal > self.renew_until:
+                self.next_renewal = math.inf
+
+    def unknown(self) -> None:
+        """Note a renewal that met a locked row, or no answer: try again soon."""
+        self.next_renewal = clock() + self.ttl / 10
+
+    def pin(self) -> None:
+        """Note that this process has the row locked in a transaction of its own."""
+        self.pins += 1
+
+    def unpin(self) -> None:
+        """Note that such a transaction has ended: the row is as it was left, or as it was."""
+        self.pins -= 1
+        if self.next_renewal != math.inf:
+            self.next_renewal = clock()
+
+    def lose(self, reason: str) -> None:
+        """End the term as lost and tell, once."""
+        with self._mutex:
+            if self.over:
+                return
+            self.state = State.LOST
+            self.reason = reason
+        self._on_lost(self, reason)
+
+    def move(self, state: State) -> bool:
+        """Go to another state of a term that is not over yet; `False` if it is."""
+        with self._mutex:
+            if self.over:
+                return False
+            self.state = state
+            return True
+
+
+def margin(ttl: float) -> float:
+    """Return how much sooner than the database to stop trusting; see Note [Trust window]."""
+    return min(1.0, ttl / 20)

@@ -1,0 +1,428 @@
+"""Which connection a lock statement uses, and the release at the end of somebody's transaction.
+
+The state of the caller's connection decides, at the moment of the call:
+
+    autocommit        acquire and release on the caller's own connection, one statement each
+    in a transaction  acquire on the private connection, committed at once, so that others see it;
+                      release inside the caller's transaction, so that it is visible exactly at its
+                      COMMIT, pins the row until then, and is the fence: no row changed, lock lost
+    `TestCase`,       the caller's own connection, in its transaction: no other could see in, or
+    SQLite            write meanwhile
+
+# Note [The end of a transaction]
+Django has no hook for a rollback, so the connection object's `_commit`, `_rollback`, `_close`,
+`_savepoint_rollback` and `_set_autocommit` are wrapped, once per connection object:
+
+- just before COMMIT, every release that could not be written yet is written, and a transaction in
+  which a lease was lost is refused, even if somebody swallowed the `LockLost`;
+- after COMMIT the releases are facts;
+- after anything else the write is undone. A lease that was taken inside the transaction is freed on
+  the private connection; one that was taken before it is its holder's again. If the server has not
+  ended the session yet, the row is still pinned, and the keeper goes on trying: a COMMIT may be on
+  the wire, and only the server knows;
+- a savepoint rollback may undo the write as well and unpin the row: it is written again at once.
+
+Only `DatabaseError` makes Django roll back a COMMIT that failed. After another exception (an
+interrupt, a time limit) it goes on to `set_autocommit(True)`, which commits on MariaDB and SQLite
+and leaves stale `on_commit` callbacks for the next transaction. Where a lock is involved the
+connection is closed instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from django.db import DatabaseError, Error, InterfaceError, OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from .backends import backend_for
+from .backends.base import TABLE, Claim, Grant, Unlock
+from .background import soon
+from .connections import LIMIT, in_testcase, in_transaction, is_broken, private
+from .deadlines import clock
+from .exceptions import LockError, LockLost
+from .keeper import keeper
+from .terms import State, Term
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Place:
+    """Where lock statements of the caller run now."""
+
+    connection: BaseDatabaseWrapper
+    transaction: Transaction | None = None
+    """The caller's open transaction, if releases must wait for its end."""
+    own: bool = False
+    """Whether a grant belongs to the caller's open transaction, unseen by others."""
+
+    def run(self, statement: Callable[[BaseDatabaseWrapper], T]) -> T:
+        """Run a lock statement that may be repeated: once more if the connection was gone."""
+        if self.transaction is not None and not self.own:
+            return on_private(self.connection.alias, statement)
+        try:
+            return statement(self.connection)
+        except (OperationalError, InterfaceError):
+            if self.own or in_transaction(self.connection) or not is_broken(self.connection):
+                raise
+            self.connection.close()
+            return statement(self.connection)
+
+    def grant(self, claim: Claim, waited: float) -> Grant | None:
+        """Try once. An answer that was lost is asked for again, with the same owner."""
+        backend = backend_for(self.connection)
+        try:
+            return self.run(lambda connection: backend.grant(connection, claim, waited))
+        except Error as error:
+            if backend.is_contention(error) and not self.own:
+                return None
+            self._explain(error)
+            raise
+
+    def _explain(self, error: Error) -> None:
+        """Say what to do about a missing table."""
+        if self.own or isinstance(error, InterfaceError) or in_transaction(self.connection):
+            return
+        if is_broken(self.connection) or TABLE in self.connection.introspection.table_names():
+            return
+        raise LockError(
+            f"The table {TABLE!r} is missing in the database {self.connection.alias!r}. "
+            "Run manage.py migrate."
+        ) from error
+
+
+def place(alias: str, *, to_acquire: bool = False) -> Place:
+    """Return where the caller's lock statements run; see the table at the top.
+
+    Raises `LockError` for an acquire inside a snapshot, which would be read past the lock.
+    """
+    connection = connections[alias]
+    if in_testcase(connection):
+        return Place(connection, own=True)
+    if not in_transaction(connection):
+        return Place(connection)
+    backend = backend_for(connection)
+    transaction = transaction_of(connection)
+    if not backend.private_connection:
+        return Place(connection, transaction, own=True)
+    if not to_acquire:
+        return Place(connection, transaction)
+    if backend.snapshot_isolation(connection):
+        raise LockError(
+            "A lock cannot be taken inside a REPEATABLE READ or SERIALIZABLE transaction: what it "
+            "reads was fixed before the lock was held. Take the lock first, or use READ COMMITTED."
+        )
+    _check_table(connection)
+    return Place(connection, transaction)
+
+
+def _check_table(connection: BaseDatabaseWrapper) -> None:
+    """Refuse where the caller's lock table is not the one that the private connection reaches."""
+    identity = backend_for(connection).identity
+    seen, one = identity(connection), private(connection.alias)
+    if one.identity != seen:
+        one.identity = on_private(connection.alias, identity)
+    if one.identity != seen:
+        raise LockError(
+            f"Under this connection's search_path, role or schema, {TABLE!r} is another table "
+            "than the one that distlock's private connection reaches. Take the lock before you "
+            "change it, or before the transaction."
+        )
+
+
+def on_private(
+    alias: str, statement: Callable[[BaseDatabaseWrapper], T], limit: float = LIMIT
+) -> T:
+    """Run a lock statement on the private connection: once more if that was gone."""
+    try:
+        with private(alias).use(limit) as connection:
+            return statement(connection)
+    except (OperationalError, InterfaceError) as error:
+        if backend_for(connections[alias]).is_contention(error):
+            raise
+        with private(alias).use(limit) as connection:
+            return statement(connection)
+
+
+def free_now(term: Term, done: Callable[[Unlock], None]) -> None:
+    """Free a row that this process may still own, at once if possible, else by the keeper."""
+    backend = backend_for(connections[term.alias])
+    try:
+        found = on_private(term.alias, lambda connection: backend.free(connection, term))
+    except Error:
+        found = Unlock.PINNED
+    if found is Unlock.PINNED:
+        keeper.finish(term, done)
+    else:
+        done(found)
+
+
+# -- the caller's transaction --------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Release:
+    """A release that waits for the end of the transaction."""
+
+    ended: Callable[[], None]
+    """Called when the lock is free."""
+    undone: Callable[[], None]
+    """Called when the lease, taken before the transaction, is its holder's again."""
+    inside: bool
+    written: bool = False
+
+
+@dataclass(eq=False)
+class Transaction:
+    """What is to happen at the end of the transaction that a connection has open."""
+
+    connection_ref: weakref.ref[BaseDatabaseWrapper]
+    taken: set[Term] = field(default_factory=set)
+    releases: dict[Term, Release] = field(default_factory=dict)
+    guards: set[Term] = field(default_factory=set)
+    lost: LockLost | None = None
+    tell: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def connection(self) -> BaseDatabaseWrapper:
+        """The connection; it outlives its transaction."""
+        connection = self.connection_ref()
+        assert connection is not None
+        return connection
+
+    @property
+    def active(self) -> bool:
+        """Whether a lock is involved in the open transaction."""
+        return bool(self.taken or self.releases or self.guards or self.lost)
+
+    def adopt(self, alias: str, name: str, slot: int) -> Term | None:
+        """Return the lease that this transaction has released but still holds, if any."""
+        for term in self.releases:
+            if (term.alias, term.name, term.slot) == (alias, name, slot) and not term.lost:
+                return term
+        return None
+
+    def release(self, term: Term, ended: Callable[[], None], undone: Callable[[], None]) -> None:
+        """Write the release into the transaction. Raises `LockLost`, and then it cannot commit."""
+        if term in self.releases:  # adopted: it stands already
+            return
+        self.releases[term] = Release(ended, undone, inside=term in self.taken)
+        self._warn_about_others(term)
+        if term.lost:
+            self._lose(term, term.reason)
+        term.move(State.RELEASING)
+        self._write(term)
+
+    def guard(self, term: Term) -> None:
+        """Lock the row against grants until the end. Raises `LockLost`, and then poisons."""
+        if term in self.guards or term in self.releases:
+            return
+        if term.lost or not self._guard(term):
+            self._lose(term, term.reason or "the row has another owner")
+        self.guards.add(term)
+        if backend_for(self.connection).guard_blocks_renewal:
+            term.pin()
+
+    def _guard(self, term: Term) -> bool:
+        return backend_for(self.connection).guard(self.connection, term)
+
+    def _write(self, term: Term) -> None:
+        """Write a release, or write it again; leave it for later in a transaction that failed."""
+        connection, release = self.connection, self.releases[term]
+        backend = backend_for(connection)
+        if connection.needs_rollback or backend.transaction_failed(connection):
+            return
+        if self._fence_only():
+            kept = self._guard(term)
+        else:
+            kept = backend.release(connection, term, alone=False)
+        if not kept and (backend.private_connection or not release.inside):
+            self._lose(term, "the row has another owner")
+        if not release.written:
+            release.written = True
+            term.pin()
+
+    def _fence_only(self) -> bool:
+        """Whether a write would fail because of a renewal after the snapshot."""
+        backend = backend_for(self.connection)
+        return backend.release_keeps_snapshot and backend.snapshot_isolation(self.connection)
+
+    def _lose(self, term: Term, reason: str) -> None:
+        term.lose(reason)
+        self.lost = lost_error(term)
+        raise self.lost
+
+    def _warn_about_others(self, term: Term) -> None:
+        for other in connections.all(initialized_only=True):
+            if other.alias != term.alias and in_transaction(other) and not in_testcase(other):
+                warnings.warn(
+                    f"The lock {term.name!r} lives in the database {term.alias!r}, but a "
+                    f"transaction is open on {other.alias!r}: its work is not protected by the "
+                    "lock's release. Pass using=, or end that transaction first.",
+                    RuntimeWarning,
+                    stacklevel=6,
+                )
+
+    # -- the hooks; see Note [The end of a transaction] ------------------------------------------
+
+    def commit(self, original: Callable[[], None]) -> None:
+        """Check, COMMIT, and make the releases facts."""
+        if not self.active:
+            original()
+            return
+        try:
+            extended = self._before_commit()
+            failed = backend_for(self.connection).transaction_failed(self.connection)
+            original()
+        except DatabaseError:
+            raise  # Django rolls back
+        except BaseException:
+            self.connection.run_on_commit = []
+            self.connection.close()
+            raise
+        for term, (requested, expires_us) in extended.items():
+            term.confirm(requested, expires_us)
+        self._ended(committed=not failed)
+
+    def _before_commit(self) -> dict[Term, tuple[float, int]]:
+        if self.lost is not None:
+            raise lost_again(self.lost)
+        connection, backend = self.connection, backend_for(self.connection)
+        for term, release in self.releases.items():
+            if not release.written or backend.ddl_commits:
+                self._write(term)
+        extended: dict[Term, tuple[float, int]] = {}
+        if backend.guard_blocks_renewal:
+            for term in self.guards - self.releases.keys():
+                requested = clock()
+                expires = backend.renew(connection, [term], pinned=True).get(term.owner)
+                if expires is None:
+                    self._lose(term, "the row has another owner")
+                else:
+                    extended[term] = (requested, expires)
+        return extended
+
+    def rollback(self, original: Callable[[], None]) -> None:
+        """ROLLBACK, and free what was taken inside."""
+        try:
+            original()
+        finally:
+            self._ended(committed=False)
+
+    def close(self, original: Callable[[], None]) -> None:
+        """Close, and free what was taken inside once the server has noticed."""
+        try:
+            original()
+        finally:
+            self._ended(committed=False)
+            self._tell(soon)
+
+    def savepoint_rollback(self, original: Callable[[], None]) -> None:
+        """ROLLBACK TO SAVEPOINT, and write again what that undid."""
+        original()
+        for term in self.releases:
+            if not term.over:
+                self._write(term)
+        for term in self.guards:
+            if not term.over and not self._guard(term):
+                self._lose(term, "the row has another owner")
+
+    def set_autocommit(self, original: Callable[[], None], autocommit: bool) -> None:
+        """Turn autocommit on or off; turning it on by hand commits on some databases."""
+        if autocommit and self.active:
+            self.commit(original)
+        else:
+            original()
+        if autocommit:
+            self._tell(lambda tell: tell())
+
+    def _ended(self, *, committed: bool) -> None:
+        releases, self.releases = self.releases, {}
+        guards, self.guards = self.guards, set()
+        self.taken, self.lost = set(), None
+        if guards and backend_for(self.connection).guard_blocks_renewal:
+            for term in guards:
+                term.unpin()
+        fence_only = bool(releases) and committed and self._fence_only()
+        for term, release in releases.items():
+            if release.written:
+                term.unpin()
+            if not committed and not release.inside and term.move(State.HELD):
+                release.undone()
+            elif term.move(State.RELEASED) | (not committed and release.inside):
+                self._finish(term, release, free=fence_only or not committed)
+
+    def _finish(self, term: Term, release: Release, *, free: bool) -> None:
+        keeper.drop(term)
+        if not free or not backend_for(self.connection).private_connection:
+            self.tell.append(release.ended)
+        else:
+            free_now(term, lambda found: self.tell.append(release.ended))
+
+    def _tell(self, how: Callable[[Callable[[], None]], None]) -> None:
+        """Send the signals, now that receivers may use the connection again."""
+        told, self.tell = self.tell, []
+        for tell in told:
+            how(tell)
+
+
+HOOKS: dict[str, Callable[..., None]] = {
+    "_commit": Transaction.commit,
+    "_rollback": Transaction.rollback,
+    "_close": Transaction.close,
+    "_savepoint_rollback": Transaction.savepoint_rollback,
+    "_set_autocommit": Transaction.set_autocommit,
+}
+
+
+def transaction_of(connection: BaseDatabaseWrapper) -> Transaction:
+    """Return the connection's `Transaction`; the first call wraps its methods.
+
+    The wrappers hold no strong reference to the connection, so that a thread's connection is
+    closed as soon as the thread is gone.
+    """
+    found = connection.__dict__.get("_distlock")
+    if isinstance(found, Transaction):
+        return found
+    transaction = Transaction(weakref.ref(connection))
+    connection.__dict__["_distlock"] = transaction
+    for name, hook in HOOKS.items():
+        wrapped = connection.__dict__.get(name)  # somebody else's wrapper, if any
+        connection.__dict__[name] = _hooked(transaction, name, hook, wrapped)
+    return transaction
+
+
+def _hooked(
+    transaction: Transaction,
+    name: str,
+    hook: Callable[..., None],
+    wrapped: Callable[..., None] | None,
+) -> Callable[..., None]:
+    def hooked(*args: Any) -> None:
+        original = wrapped or partial(getattr(type(transaction.connection), name))
+        bound = args if wrapped else (transaction.connection, *args)
+        extra = args if name == "_set_autocommit" else ()
+        return hook(transaction, partial(original, *bound), *extra)
+
+    return hooked
+
+
+def lost_error(term: Term) -> LockLost:
+    """Return the error that tells a holder of its loss."""
+    return LockLost(
+        f"The lock {term.name!r} (token {term.token}) was lost: {term.reason}.",
+        name=term.name,
+        token=term.token,
+        reason=term.reason,
+    )
+
+
+def lost_again(error: LockLost) -> LockLost:
+    """Return a fresh copy of an error that was raised before, and perhaps swallowed."""
+    return LockLost(str(error), name=error.name, token=error.token, reason=error.reason)
