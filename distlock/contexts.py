@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -27,6 +28,9 @@ class Block(Protocol):
     ) -> None:
         """End the block."""
 
+
+caller: ContextVar[str] = ContextVar("distlock_caller", default="")
+"""What to record as the holder instead of the thread's name: a task with its id."""
 
 Key = tuple[str, str, int]
 """Alias, name and slot."""

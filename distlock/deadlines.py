@@ -34,14 +34,14 @@ def seconds(value: Seconds, argument: str, *, positive: bool = False) -> float:
     Raises `TypeError` for anything but int, float and timedelta, and `ValueError` for a negative
     one (with `positive`, also for zero), NaN, or more than ten years.
     """
-    if isinstance(value, timedelta):
-        result = value.total_seconds()
-    elif isinstance(value, int | float) and value is not True and value is not False:
-        result = math.copysign(math.inf, value) if abs(value) > LONGEST else float(value)
-    else:
+    if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         raise TypeError(
             f"{argument} must be a number of seconds or a timedelta, not {type(value).__name__}."
         )
+    if isinstance(value, timedelta):
+        result = value.total_seconds()
+    else:
+        result = math.copysign(math.inf, value) if abs(value) > LONGEST else float(value)
     if math.isnan(result) or result < 0 or (positive and result == 0):
         bound = "greater than 0" if positive else "0 or greater"
         raise ValueError(f"{argument} must be {bound}, not {value!r}.")

@@ -236,6 +236,7 @@ class Lock:
             ttl=int(self._ttl() * 1_000_000),
             min_hold=int(self.min_hold * 1_000_000),
             note=self.note,
+            thread=contexts.caller.get(),
             durable=durable and not self.atomic,
         )
 
