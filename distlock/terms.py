@@ -83,6 +83,11 @@ class Term:
         return self.state in (State.RELEASED, State.LOST)
 
     @property
+    def renews(self) -> bool:
+        """Whether the lease is to be kept alive at this moment."""
+        return clock() < self.renew_until
+
+    @property
     def inherited(self) -> bool:
         """Whether this is a forked child, which owns nothing of its parent's."""
         return os.getpid() != self._pid

@@ -300,6 +300,8 @@ class Transaction:
         extended: dict[Term, tuple[float, int]] = {}
         if backend.guard_blocks_renewal:
             for term in self.guards - self.releases.keys():
+                if not term.renews:
+                    continue
                 requested = clock()
                 expires = backend.renew(connection, [term], pinned=True).get(term.owner)
                 if expires is None:

@@ -6,6 +6,7 @@ and it is stopped by that pid and by nothing else. Every wait has an end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -129,7 +130,7 @@ class Server(ABC):
             row = query(self.url, self.directory_query, name=self.maintenance)
             if row is None or Path(row[0]).resolve() != self.data:
                 return False
-            return self.pid_file.read_text().split()[0] == str(self.pid)
+            return self.pid_file.read_text().split()[0] == str(self.pid) or None
         except Unavailable:
             raise
         except Exception:  # a driver's own error, or a file that is not written yet
@@ -170,7 +171,8 @@ class Server(ABC):
             return
         try:
             process.send_signal(number)
-            process.wait(STOP_LIMIT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_LIMIT)
         finally:  # too slow, or interrupted while waiting
             process.kill()
             process.wait(STOP_LIMIT)

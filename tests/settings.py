@@ -8,7 +8,7 @@ DISTLOCK_TIME_ZONE  default America/New_York: it has daylight saving and is not 
 from __future__ import annotations
 
 import os
-import tempfile
+from pathlib import Path
 from typing import Any
 
 from tests.databases import settings_for
@@ -27,9 +27,10 @@ def alias(suffix: str) -> dict[str, Any]:
 
 
 # Set in the environment, so that a process which a test starts finds the same database.
-os.environ.setdefault(
-    "DISTLOCK_TEST_URL", f"sqlite:///{tempfile.gettempdir()}/distlock-{os.getpid()}"
-)
+if "DISTLOCK_TEST_URL" not in os.environ:
+    folder = Path(__file__).resolve().parent.parent / ".test-results"
+    folder.mkdir(exist_ok=True)
+    os.environ["DISTLOCK_TEST_URL"] = f"sqlite:///{folder}/sqlite-{os.getpid()}"
 
 DATABASES = {"default": alias(""), "other": alias("_other")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

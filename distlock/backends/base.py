@@ -203,7 +203,11 @@ class Backend:
         raise NotImplementedError
 
     def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
-        """Lock the row against grants until the transaction ends; `False` if it is not held."""
+        """Lock the row against grants until the transaction ends; `False` if it has another owner.
+
+        The expiry does not matter: nobody else was granted the lock, and from now on nobody can
+        be. Under an old snapshot it could not be read anyway.
+        """
         raise NotImplementedError
 
     def holder(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> Holder | None:

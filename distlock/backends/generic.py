@@ -148,12 +148,7 @@ class Generic(Backend):
     def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
         with connection.cursor() as cursor:
             row = self._locked(connection, cursor, held.name, held.slot, wait=True)
-            return (
-                row is not None
-                and row[1] == held.owner
-                and row[2] == held.token
-                and self._us(row[4]) > self.clock(connection)
-            )
+            return row is not None and row[1] == held.owner and row[2] == held.token
 
     def holder(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> Holder | None:
         now = self.clock(connection)

@@ -103,7 +103,6 @@ SET {RELEASED}, owner = ''"""
 
 GUARD = f"""
 SELECT 1 FROM {TABLE} WHERE {ROW} AND owner = %(owner)s AND fencing_token = %(token)s
-    AND expires_at > {NOW}
 LOCK IN SHARE MODE"""
 
 HOLDER = f"SELECT {COLUMNS} FROM {TABLE} WHERE {ROW} AND expires_at > {NOW}"

@@ -128,7 +128,6 @@ WITH mine AS (
 
 GUARD = f"""
 SELECT 1 FROM {TABLE} l WHERE {ROW} AND l.owner = %(owner)s AND l.fencing_token = %(token)s
-    AND l.expires_at > clock_timestamp()
 FOR KEY SHARE"""
 
 HOLDER = f"SELECT {COLUMNS} FROM {TABLE} l WHERE {ROW} AND l.expires_at > clock_timestamp()"

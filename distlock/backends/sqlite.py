@@ -128,7 +128,7 @@ class SQLite(Generic):
         with connection.cursor() as cursor:
             cursor.execute(
                 f"UPDATE {TABLE} SET owner = owner WHERE {ROW} AND owner = %(owner)s "
-                f"AND fencing_token = %(token)s AND expires_at > {NOW}",
+                "AND fencing_token = %(token)s",
                 parameters_of(held),
             )
             return bool(cursor.rowcount == 1)
