@@ -27,7 +27,7 @@ demo: $(DEMO_READY) ## Run the example: web site, two workers, two beats (DEMO_S
 test: $(TOOLS_READY) mysqlclient ## Run the suite on SQLite, PostgreSQL and MariaDB
 	@$(BIN)/python tests/run.py $(DBS:%=--db %)
 
-torture: $(TOOLS_READY) mysqlclient ## Run the long tests on durable servers (DISTLOCK_TORTURE=long)
+torture: $(TOOLS_READY) mysqlclient ## Run the hard tests on durable servers (DISTLOCK_TORTURE=ci, short, long)
 	@$(BIN)/python tests/run.py --torture $(DBS:%=--db %)
 
 test-matrix: ## Run the suite on other Pythons (PYTHONS="3.10 3.13"), each with its newest Django

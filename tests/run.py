@@ -11,7 +11,7 @@ DISTLOCK_TEST_POSTGRESQL_URL, DISTLOCK_TEST_MARIADB_URL   a server to use instea
 DISTLOCK_REQUIRE    databases that must not be missing: postgresql,mariadb
 DISTLOCK_JOBS       2 runs two databases at a time and shows their output when they are done
 DISTLOCK_DURABLE    1: commits wait for the disk (always so with --torture)
-DISTLOCK_TORTURE    short (default) or long, for the tests marked ``torture``
+DISTLOCK_TORTURE    ci, short (default) or long: how hard the tests marked ``torture`` are
 """
 
 from __future__ import annotations

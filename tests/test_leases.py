@@ -215,9 +215,10 @@ def test_renew_extends_and_may_change_the_ttl() -> None:
 
 def test_dropping_the_last_reference_warns_and_stops_the_renewals() -> None:
     lease = lock("x", ttl=0.6).acquire()
+    held = [lease]
+    del lease
     with pytest.warns(ResourceWarning, match="without release"):
-        del lease
-        gc.collect()
+        held.clear()
     assert becomes_free("x", 2)
     with lock("x"):
         pass
@@ -294,10 +295,11 @@ def test_signals_tell_the_story() -> None:
         "released": lock_released,
         "lost": lock_lost,
     }
-    receivers = {
-        name: (lambda name: lambda sender, signal, **more: story.append((name, more)))(name)
-        for name in signals
-    }
+
+    def receiver(name: str) -> Any:
+        return lambda sender, signal, **more: story.append((name, more))
+
+    receivers = {name: receiver(name) for name in signals}
     for name, signal in signals.items():
         signal.connect(receivers[name])
     try:

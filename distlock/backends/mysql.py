@@ -2,7 +2,8 @@
 
 `NOW()` follows the session's time zone, and `UNIX_TIMESTAMP(NOW(6))` repeats an hour in autumn.
 UTC_TIMESTAMP stands still within a statement, so it is read once. An UPDATE cannot skip locked
-rows, but the SELECT in a derived table can: the row is chosen there and joined. In a single-table
+rows, but the SELECT in a derived table can: the row is chosen there and joined, by primary key
+and not by a scan, which would wait for its neighbours. In a single-table
 UPDATE, assignments run from left to right and later ones see the new values.
 
 Django counts matched rows (CLIENT.FOUND_ROWS), so an upsert's row count cannot tell a grant from
@@ -42,7 +43,7 @@ UPDATE (
     SELECT id, owner NOT IN ('', %(owner)s) AS lost FROM {TABLE}
     WHERE {ROW} AND (expires_at <= {NOW} OR owner = %(owner)s)
     FOR UPDATE SKIP LOCKED
-) AS free STRAIGHT_JOIN {TABLE} AS l ON l.id = free.id
+) AS free STRAIGHT_JOIN {TABLE} AS l FORCE INDEX (PRIMARY) ON l.id = free.id
 SET l.owner = %(owner)s,
     l.fencing_token = GREATEST(l.fencing_token + 1, {_us(NOW)}),
     l.acquired_at = {NOW},
@@ -52,22 +53,26 @@ SET l.owner = %(owner)s,
     l.total_wait = l.total_wait + %(waited)s,
     l.longest_wait = GREATEST(l.longest_wait, %(waited)s)"""
 
-INSERT = f"""
+
+
+def _insert(mark: str) -> str:
+    return f"""
 INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
     host, pid, thread, note, acquisitions, losses,
     total_hold, longest_hold, total_wait, longest_wait)
-VALUES (%(name)s, %(slot)s, %(owner)s,
-    GREATEST({_us(NOW)}, COALESCE((SELECT m.fencing_token + 1 FROM {TABLE} AS m
-        WHERE m.name = '' AND m.slot = 0), 0)),
+VALUES (%(name)s, %(slot)s, %(owner)s, GREATEST({_us(NOW)}, COALESCE({mark}, 0)),
     {NOW}, {NOW} + INTERVAL %(first)s MICROSECOND, %(ttl)s,
     %(host)s, %(pid)s, %(thread)s, %(note)s, 1, 0, 0, 0, %(waited)s, %(waited)s)"""
 
+
+MARK = f"SELECT fencing_token + 1 FROM {TABLE} WHERE name = '' AND slot = 0"
+INSERT = _insert("%(mark)s")
 READ_BACK = f"SELECT {GRANTED} FROM {TABLE} WHERE {ROW} AND owner = %(owner)s"
 EXISTS = f"SELECT 1 FROM {TABLE} WHERE {ROW}"
 
 # The owner is unique, so that it tells in the later assignments whether the first took effect.
 UPSERT = f"""
-SET STATEMENT innodb_lock_wait_timeout = 0 FOR {INSERT}
+SET STATEMENT innodb_lock_wait_timeout = 0 FOR {_insert(f"({MARK})")}
 ON DUPLICATE KEY UPDATE
     losses = losses + (expires_at <= {NOW} AND owner NOT IN ('', VALUES(owner))),
     owner = IF(expires_at <= {NOW} OR owner = VALUES(owner), VALUES(owner), owner),
@@ -98,7 +103,7 @@ RELEASE = f"UPDATE {TABLE} SET {RELEASED}, owner = '' WHERE {OURS}"
 FREE = f"""
 UPDATE (
     SELECT id AS mine_id FROM {TABLE} WHERE {ROW} AND owner = %(owner)s FOR UPDATE SKIP LOCKED
-) AS mine STRAIGHT_JOIN {TABLE} ON id = mine_id
+) AS mine STRAIGHT_JOIN {TABLE} FORCE INDEX (PRIMARY) ON id = mine_id
 SET {RELEASED}, owner = ''"""
 
 GUARD = f"""
@@ -147,22 +152,25 @@ class MySQL(Generic):
     ) -> Mapping[str, int | None]:
         keys = ", ".join(["(%s, %s, %s)"] * len(held))
         values = [part for lease in held for part in (lease.name, lease.slot, lease.owner)]
-        among = f"FROM {TABLE} WHERE (name, slot, owner) IN ({keys})"
+        among = (
+            f"FROM {TABLE} FORCE INDEX (distlock_name_slot) WHERE (name, slot, owner) IN ({keys})"
+        )
         if not pinned:
             among += f" AND expires_at > {NOW}"
-        known = {lease.owner: lease.expires_us for lease in held}
+        before = self.clock(connection)
         with connection.cursor() as cursor:
             cursor.execute(
                 f"UPDATE (SELECT id {among} FOR UPDATE SKIP LOCKED) AS alive "
-                f"STRAIGHT_JOIN {TABLE} AS l ON l.id = alive.id "
+                f"STRAIGHT_JOIN {TABLE} AS l FORCE INDEX (PRIMARY) ON l.id = alive.id "
                 "SET l.ttl = COALESCE(%s, l.ttl), "
                 f"l.expires_at = {NOW} + INTERVAL COALESCE(%s, l.ttl) MICROSECOND",
                 [*values, ttl, ttl],
             )
-            cursor.execute(f"SELECT owner, {_us('expires_at')} {among}", values)
+            cursor.execute(f"SELECT owner, {_us('expires_at')}, ttl {among}", values)
             rows = cursor.fetchall()
-        # Only its owner's keeper moves an expiry: where it stands still, the row was locked.
-        return {owner: expires if expires != known[owner] else None for owner, expires in rows}
+        # An older expiry says that the row was locked. What this process knows of the expiry says
+        # nothing: the answer to a renewal may have been lost.
+        return {owner: expires if expires >= before + ttl else None for owner, expires, ttl in rows}
 
     def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
         with connection.cursor() as cursor:
