@@ -48,6 +48,8 @@ class Server(ABC):
         self.port = 0
         self.home: Path | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}
+        """What the server process gets besides the usual; set it before ``start()``."""
 
     @abstractmethod
     def find_binaries(self) -> None:
@@ -181,7 +183,12 @@ class Server(ABC):
         return {
             "stdin": subprocess.DEVNULL,
             "cwd": self.home,
-            "env": {"PATH": os.defpath, "LC_ALL": "C", "HOME": str(self.home)},
+            "env": {
+                "PATH": os.defpath,
+                "LC_ALL": "C",
+                "HOME": str(self.home),
+                **self.environment,
+            },
             # Ctrl-C is for the tests; whoever runs them stops the server afterwards.
             "start_new_session": True,
             **self.unprivileged,

@@ -1,4 +1,4 @@
-"""What several test modules need: other threads, other sessions, and looks at the lock from there."""
+"""What several test modules need: other threads and sessions, and what they see of a lock."""
 
 from __future__ import annotations
 

@@ -47,8 +47,10 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 def in_convention(moment: datetime) -> datetime:
-    """Return an aware moment as Django keeps them: aware with USE_TZ, else naive and local."""
-    return moment if settings.USE_TZ else django_timezone.make_naive(moment)
+    """Return an aware moment as Django keeps them: aware with USE_TZ, else naive in TIME_ZONE."""
+    if settings.USE_TZ:
+        return moment
+    return django_timezone.make_naive(moment, django_timezone.get_default_timezone())
 
 
 def moment_of(microseconds: int) -> datetime:
@@ -109,7 +111,7 @@ class Claim:
             "first": max(self.ttl, self.min_hold),
             "host": _host(),
             "pid": os.getpid(),
-            "thread": (self.thread or threading.current_thread().name)[:255],
+            "thread": _storable(self.thread or threading.current_thread().name),
             "note": self.note,
             "waited": int(waited * 1_000_000),
         }
@@ -321,5 +323,10 @@ _host_name: str | None = None
 def _host() -> str:
     global _host_name
     if _host_name is None:
-        _host_name = socket.gethostname()[:255]
+        _host_name = _storable(socket.gethostname())
     return _host_name
+
+
+def _storable(text: str) -> str:
+    """Return a text that was not checked, such as a task's name, as every database takes it."""
+    return text.replace("\0", "?").encode(errors="replace").decode()[:255]

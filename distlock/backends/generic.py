@@ -7,7 +7,7 @@ unknown vendor gets, and the reference that the others are tested against.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import DatabaseError, IntegrityError, NotSupportedError
@@ -186,9 +186,10 @@ class Generic(Backend):
     ) -> tuple[int, int] | None:
         ended = self._db(self.clock(connection) - older_than)
         expired = f"FROM {TABLE} WHERE name <> '' AND expires_at <= %s AND id > %s ORDER BY id"
+        first = connection.ops.limit_offset_sql(0, limit)
         with connection.cursor() as cursor:
-            cursor.execute(f"SELECT id {expired}", [ended, after])
-            ids = [row[0] for row in cursor.fetchmany(limit)]
+            cursor.execute(f"SELECT id {expired} {first}", [ended, after])
+            ids = [row[0] for row in cursor.fetchall()]
         if not ids:
             return None
         among = f"id IN ({', '.join(['%s'] * len(ids))})"
@@ -204,9 +205,9 @@ class Generic(Backend):
             )
             rows = cursor.fetchall()
             if rows:
-                self._raise_mark(connection, cursor, max(row[1] for row in rows))
                 among = f"id IN ({', '.join(['%s'] * len(rows))})"
                 cursor.execute(f"DELETE FROM {TABLE} WHERE {among}", [row[0] for row in rows])
+                self._raise_mark(connection, cursor, max(row[1] for row in rows))
         return len(rows), ids[-1]
 
     # -- what the database can do ----------------------------------------------------------------
@@ -302,14 +303,14 @@ class Generic(Backend):
         self, connection: BaseDatabaseWrapper, cursor: CursorWrapper, held: Held, row: Any
     ) -> None:
         now = self.clock(connection)
-        acquired = self._us(row[3])
+        acquired = min(now, self._us(row[3]))  # the clock may have been set back meanwhile
         cursor.execute(
             RELEASE,
             {
                 "name": held.name,
                 "slot": held.slot,
                 "expires": self._db(max(now, acquired + held.min_hold_us)),
-                "held": max(0, now - acquired) if row[1] else 0,
+                "held": now - acquired if row[1] else 0,
             },
         )
 
@@ -320,7 +321,8 @@ class Generic(Backend):
         key: dict[str, Any] = {"name": "", "slot": 0}
         if not self._exists(cursor, "", 0):
             blank: dict[str, Any] = {**key, **self._given(Grant(token, 0, 0)), **NOBODY}
-            cursor.execute(INSERT, blank)
+            with suppress(IntegrityError), transaction(connection):  # another purge made it
+                cursor.execute(INSERT, blank)
         cursor.execute(RAISE_MARK, {**key, "token": token})
 
     def _us(self, value: Any) -> int:

@@ -54,7 +54,6 @@ SET l.owner = %(owner)s,
     l.longest_wait = GREATEST(l.longest_wait, %(waited)s)"""
 
 
-
 def _insert(mark: str) -> str:
     return f"""
 INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
@@ -65,14 +64,17 @@ VALUES (%(name)s, %(slot)s, %(owner)s, GREATEST({_us(NOW)}, COALESCE({mark}, 0))
     %(host)s, %(pid)s, %(thread)s, %(note)s, 1, 0, 0, 0, %(waited)s, %(waited)s)"""
 
 
+# An INSERT that reads the mark itself waits for a purge, whatever the isolation level.
 MARK = f"SELECT fencing_token + 1 FROM {TABLE} WHERE name = '' AND slot = 0"
 INSERT = _insert("%(mark)s")
 READ_BACK = f"SELECT {GRANTED} FROM {TABLE} WHERE {ROW} AND owner = %(owner)s"
 EXISTS = f"SELECT 1 FROM {TABLE} WHERE {ROW}"
 
+AT_ONCE = "SET STATEMENT innodb_lock_wait_timeout = 0 FOR"
+
 # The owner is unique, so that it tells in the later assignments whether the first took effect.
 UPSERT = f"""
-SET STATEMENT innodb_lock_wait_timeout = 0 FOR {_insert(f"({MARK})")}
+{AT_ONCE} {_insert(f"({MARK})")}
 ON DUPLICATE KEY UPDATE
     losses = losses + (expires_at <= {NOW} AND owner NOT IN ('', VALUES(owner))),
     owner = IF(expires_at <= {NOW} OR owner = VALUES(owner), VALUES(owner), owner),
@@ -91,12 +93,13 @@ ON DUPLICATE KEY UPDATE
     expires_at = IF(owner = VALUES(owner), VALUES(expires_at), expires_at)
 RETURNING owner, {GRANTED}"""
 
+SINCE = f"LEAST(acquired_at, {NOW})"  # the clock may have been set back meanwhile
 RELEASED = f"""
     total_hold = total_hold
-        + IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, acquired_at, {NOW})),
+        + IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW})),
     longest_hold = GREATEST(longest_hold,
-        IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, acquired_at, {NOW}))),
-    expires_at = GREATEST({NOW}, acquired_at + INTERVAL %(min_hold)s MICROSECOND)"""
+        IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW}))),
+    expires_at = GREATEST({NOW}, {SINCE} + INTERVAL %(min_hold)s MICROSECOND)"""
 
 RELEASE = f"UPDATE {TABLE} SET {RELEASED}, owner = '' WHERE {OURS}"
 
@@ -120,6 +123,7 @@ class MySQL(Generic):
     ddl_commits = True
     contention = frozenset({1205, 1213, 3572, 1020})
     clock_sql = {"": f"SELECT {_us(NOW)}"}
+    _insert_sql = INSERT
 
     def __init__(self) -> None:
         self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -132,8 +136,10 @@ class MySQL(Generic):
                 cursor.execute(EXISTS, parameters)
                 if cursor.fetchone():
                     return None
+                cursor.execute(MARK)
+                mark = cursor.fetchone()
                 try:
-                    cursor.execute(INSERT, parameters)
+                    cursor.execute(self._insert_sql, {**parameters, "mark": mark[0] if mark else 0})
                 except DatabaseError as error:
                     if error_code(error) == 1062:  # somebody else's insert came first
                         return None
@@ -232,22 +238,23 @@ class MariaDB(MySQL):
 
     exact_collation = "utf8mb4_nopad_bin"
     _is_mariadb = True
+    _insert_sql = f"{AT_ONCE} {INSERT}"
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
-        parameters = claim.parameters(waited)
-        with connection.cursor() as cursor:
-            for _ in range(GAP_TRIES):
-                try:
-                    cursor.execute(UPSERT, parameters)
-                except DatabaseError as error:
-                    if not self.is_contention(error):
-                        raise
-                    cursor.execute(EXISTS, parameters)
-                    if cursor.fetchone():
-                        return None
-                    continue  # a neighbour's gap lock was in the way of a new name
-                owner, *granted = cursor.fetchone()
+        for _ in range(GAP_TRIES):
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(UPSERT, claim.parameters(waited))
+                    owner, *granted = cursor.fetchone()
                 return Grant(*granted) if owner == claim.owner else None
+            except DatabaseError as error:
+                if not self.is_contention(error):
+                    raise
+            try:  # the row is pinned, or only the mark is, or the gap that a new name goes to
+                return super().grant(connection, claim, waited)
+            except DatabaseError as error:
+                if not self.is_contention(error):
+                    raise
         return None
 
     def _session_limits(self, init_command: str | None) -> str:

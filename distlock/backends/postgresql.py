@@ -47,6 +47,7 @@ COLUMNS = (
 )
 CLOCK = "SELECT clock_timestamp() AS now"
 CLOCK_ASYNC = f"{CLOCK}, set_config('synchronous_commit', 'off', true) AS async"
+SINCE = "LEAST(l.acquired_at, clock.now)"  # the clock may have been set back meanwhile
 ROW = "l.name = %(name)s AND l.slot = %(slot)s"
 OURS = f"{ROW} AND (l.owner = %(owner)s OR (l.owner = '' AND l.fencing_token = %(token)s))"
 
@@ -87,11 +88,11 @@ WITH clock AS MATERIALIZED ({clock}), free AS (
 def _release(clock: str) -> str:
     return f"""
 UPDATE {TABLE} l SET owner = '',
-    expires_at = GREATEST(clock.now, l.acquired_at + %(min_hold)s * interval '1 microsecond'),
+    expires_at = GREATEST(clock.now, {SINCE} + %(min_hold)s * interval '1 microsecond'),
     total_hold = l.total_hold + CASE WHEN l.owner = '' THEN 0
-        ELSE {_us("clock.now - l.acquired_at")} END,
+        ELSE {_us(f"clock.now - {SINCE}")} END,
     longest_hold = GREATEST(l.longest_hold, CASE WHEN l.owner = '' THEN 0
-        ELSE {_us("clock.now - l.acquired_at")} END)
+        ELSE {_us(f"clock.now - {SINCE}")} END)
 FROM ({clock}) clock WHERE """
 
 

@@ -61,14 +61,15 @@ ON CONFLICT (name, slot) DO UPDATE SET owner = excluded.owner,
 WHERE expires_at <= {NOW} OR owner = excluded.owner
 RETURNING {GRANTED}"""
 
+SINCE = f"MIN(acquired_at, {NOW})"  # the clock may have been set back meanwhile
 RELEASE = f"""
 UPDATE {TABLE} SET owner = '',
-    expires_at = MAX({NOW}, strftime('%%Y-%%m-%%d %%H:%%M:%%f', acquired_at,
+    expires_at = MAX({NOW}, strftime('%%Y-%%m-%%d %%H:%%M:%%f', {SINCE},
         {_seconds("%(min_hold)s")}) || '000'),
     total_hold = total_hold + CASE WHEN owner = '' THEN 0
-        ELSE {_us("'now'")} - {_us("acquired_at")} END,
+        ELSE {_us("'now'")} - {_us(SINCE)} END,
     longest_hold = MAX(longest_hold, CASE WHEN owner = '' THEN 0
-        ELSE {_us("'now'")} - {_us("acquired_at")} END)
+        ELSE {_us("'now'")} - {_us(SINCE)} END)
 WHERE {OURS}"""
 
 TAKE_WRITE_LOCK = f"UPDATE {TABLE} SET owner = owner WHERE id = -1"

@@ -4,8 +4,10 @@ Each process appends one JSON line per operation to a file of its own: when it b
 the machine's monotonic clock, which all processes of a host share.
 
     hold     token, from, to       between the return of acquire and the call of release
-    commit   token, wrote, outcome a guarded transaction: ok, failed or unknown
+    commit   key, token, wrote, outcome
+                                   a protected transaction: ok, failed or unknown; the last counts
     lost     token                 a holder was told of its loss
+    error    token                 the database did not answer
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
+
+KINDS = {"hold": "holds", "lost": "lost", "error": "errors"}
 
 
 class Recorder:
@@ -37,19 +41,23 @@ class History:
     holds: list[dict[str, Any]] = field(default_factory=list)
     commits: list[dict[str, Any]] = field(default_factory=list)
     lost: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> History:
         """Read what every process wrote; a killed one may have left half a line."""
-        history = cls()
+        history, last = cls(), {}
         for path in sorted(folder.glob("*.jsonl")):
             for line in path.read_text().splitlines():
                 try:
                     operation = json.loads(line)
                 except ValueError:
                     continue
-                kind = {"hold": history.holds, "commit": history.commits, "lost": history.lost}
-                kind.get(operation["op"], []).append(operation)
+                if operation["op"] == "commit":
+                    last[operation["key"]] = operation
+                else:
+                    getattr(history, KINDS[operation["op"]]).append(operation)
+        history.commits = list(last.values())
         return history
 
     def overlaps(self) -> list[str]:
@@ -71,8 +79,18 @@ class History:
 
     def unordered_commits(self) -> list[str]:
         """S2: protected transactions are ordered by token, by the number that each one wrote."""
-        known = [commit for commit in self.commits if commit["outcome"] == "ok"]
-        return _not_growing(sorted(known, key=lambda commit: commit["wrote"]), "committed")
+        return _not_growing(sorted(self._known, key=lambda commit: commit["wrote"]), "committed")
+
+    def overwritten(self) -> list[str]:
+        """No two known commits wrote the same number: one of them would be lost."""
+        numbers = [commit["wrote"] for commit in self._known]
+        return [
+            f"{number} was written twice" for number in set(numbers) if numbers.count(number) > 1
+        ]
+
+    @property
+    def _known(self) -> list[dict[str, Any]]:
+        return [commit for commit in self.commits if commit["outcome"] == "ok"]
 
     def counter_faults(self, value: int) -> list[str]:
         """No update was lost: every known commit counts once, an unknown one at most once."""

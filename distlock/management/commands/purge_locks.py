@@ -1,0 +1,152 @@
+"""Delete the rows of locks that nobody has used for a long time."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser
+from typing import TYPE_CHECKING, Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError, Error, IntegrityError, connections
+
+from ...backends import backend_for
+from ...backends.base import EPOCH, MICROSECOND, TABLE
+from ...conf import settings
+from ...deadlines import Seconds, jitter, seconds
+from ...models import NAMED, DistributedLock
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+BATCH = 1_000
+LARGEST_BATCH = 10_000
+"""Below what every database takes as parameters of one statement."""
+
+TRIES = 5
+
+
+class Command(BaseCommand):
+    """`manage.py purge_locks`: safe beside running locks, and on every host at once."""
+
+    help = (
+        "Deletes the rows of locks whose lease ended long ago, by the database's clock. A lock "
+        "that is held, or in use by a running transaction, is passed over; fencing tokens go on "
+        "growing. Run it from cron as often and on as many hosts as you like."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the arguments. Values are checked in `handle`, also those from call_command."""
+        parser.add_argument(
+            "--older-than",
+            metavar="SECONDS",
+            help="How long ago the lease ended, at least (default: PURGE_AFTER, which is 30 days).",
+        )
+        parser.add_argument(
+            "--batch-size",
+            metavar="N",
+            default=BATCH,
+            help=f"How many rows one transaction deletes at most (default: {BATCH}).",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Only say how many rows would be deleted."
+        )
+        parser.add_argument(
+            "--database",
+            metavar="ALIAS",
+            help="The database to purge (default: USING).",
+        )
+
+    def handle(self, **options: Any) -> None:
+        """Purge, and say how many rows that were. Raises `CommandError` that names the remedy."""
+        older_than = _older_than(options["older_than"])
+        limit = _batch_size(options["batch_size"])
+        connection = connections[_alias(options["database"])]
+        microseconds = int(older_than * 1_000_000)
+        self.deleted = 0
+        try:
+            if options["dry_run"]:
+                count, verb = _count(connection, microseconds), "Would delete"
+            else:
+                self._purge(connection, microseconds, limit)
+                count, verb = self.deleted, "Deleted"
+        except Error as error:
+            raise CommandError(self._remedy(connection, error)) from error
+        if options["verbosity"] >= 1:
+            locks = "1 lock" if count == 1 else f"{count} locks"
+            self.stdout.write(f"{verb} {locks} whose lease ended at least {older_than:.15g} s ago.")
+
+    def _purge(self, connection: BaseDatabaseWrapper, older_than: int, limit: int) -> None:
+        after = 0
+        while batch := _batch(connection, older_than, after, limit):
+            count, after = batch
+            self.deleted += count
+
+    def _remedy(self, connection: BaseDatabaseWrapper, error: Error) -> str:
+        """Return what to do about an error of the database."""
+        alias = connection.alias
+        try:
+            if TABLE not in connection.introspection.table_names():
+                command = f"manage.py migrate distlock --database={alias}"
+                return f"The database {alias!r} has no table of locks: run `{command}`."
+        except Error:
+            return f"The database {alias!r} cannot be asked; check that it runs. It says: {error}"
+        return (
+            f"Stopped after deleting {self.deleted} locks; what is deleted stays deleted, and the "
+            f"next run goes on from here. The database {alias!r} says: {error}"
+        )
+
+
+def _batch(
+    connection: BaseDatabaseWrapper, older_than: int, after: int, limit: int
+) -> tuple[int, int] | None:
+    """Purge one batch. Two purges may collide on the reserved row: one of them tries again."""
+    backend = backend_for(connection)
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return backend.purge(connection, older_than, after, limit)
+        except DatabaseError as error:
+            collision = isinstance(error, IntegrityError) or backend.is_contention(error)
+            if not collision or not tries_left:
+                raise
+        time.sleep(jitter(0.1))
+    return None
+
+
+def _count(connection: BaseDatabaseWrapper, older_than: int) -> int:
+    ended = EPOCH + (backend_for(connection).clock(connection) - older_than) * MICROSECOND
+    rows = DistributedLock.objects.using(connection.alias).filter(NAMED, expires_at__lte=ended)
+    return rows.count()
+
+
+def _older_than(given: str | Seconds | None) -> float:
+    if given is None:
+        return seconds(settings().PURGE_AFTER, "PURGE_AFTER")
+    try:
+        return seconds(float(given) if isinstance(given, str) else given, "--older-than")
+    except (TypeError, ValueError):
+        raise CommandError(
+            "--older-than must be a number of seconds from 0 to ten years, like 86400 for one "
+            f"day, not {given!r}."
+        ) from None
+
+
+def _batch_size(given: str | int) -> int:
+    try:
+        size = int(given)
+    except (TypeError, ValueError):
+        size = 0
+    if not 1 <= size <= LARGEST_BATCH:
+        raise CommandError(
+            f"--batch-size must be a whole number from 1 to {LARGEST_BATCH}, not {given!r}."
+        )
+    return size
+
+
+def _alias(given: str | None) -> str:
+    alias = settings().USING if given is None else given
+    if alias not in connections:
+        known = ", ".join(connections)
+        raise CommandError(
+            f"--database: there is no database {alias!r} in DATABASES. It has {known}."
+        )
+    return alias

@@ -1,0 +1,15 @@
+"""The shop and the admin."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.urls import path
+
+from .shop import views
+
+urlpatterns = [
+    path("", views.index, name="index"),
+    path("buy/<int:product_id>/", views.buy, name="buy"),
+    path("capture/<int:payment_id>/", views.capture, name="capture"),
+    path("admin/", admin.site.urls),
+]

@@ -1,0 +1,14 @@
+"""Settings of the workers: those of the tests, with the databases that pytest made.
+
+DISTLOCK_WORKER_DATABASE_<alias>   the name of each
+"""
+
+from __future__ import annotations
+
+import os
+
+from tests.settings import *  # noqa: F403
+from tests.settings import DATABASES
+
+for alias, settings in DATABASES.items():
+    settings["NAME"] = os.environ[f"DISTLOCK_WORKER_DATABASE_{alias}"]

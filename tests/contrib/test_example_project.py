@@ -1,0 +1,165 @@
+"""The example: its races, its page, and how the demo counts. On SQLite, whatever is tested."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from example_project import counting
+from example_project.schedules import INTERVAL, MIN_HOLD, Aligned, tick_now
+
+pytestmark = pytest.mark.vendor("sqlite")
+ROOT = Path(__file__).resolve().parent.parent.parent
+LIMIT = 100
+RACE = ("manage.py", "race", "--processes", "3", "--sales", "5")
+
+PAGE = """
+import django; django.setup()
+from django.conf import settings; settings.ALLOWED_HOSTS = ["testserver"]
+from django.core.management import call_command; call_command("migrate", verbosity=0)
+from django.test import Client
+from distlock import lock
+from example_project.shop.models import Charge, Order, Payment, Product
+bicycle = Product.objects.create(name="Bicycle", stock=1)
+payment = Payment.objects.create(customer="Ada", euros=49)
+client = Client(enforce_csrf_checks=False)
+def post(path):
+    return client.post(path, follow=True).content.decode()
+assert "Bicycle" in client.get("/").content.decode()
+assert client.get(f"/buy/{bicycle.pk}/").status_code == 405
+assert "is yours" in post(f"/buy/{bicycle.pk}/")
+assert "Sold out" in post(f"/buy/{bicycle.pk}/")
+assert "Captured." in post(f"/capture/{payment.pk}/")
+assert "before" in post(f"/capture/{payment.pk}/")
+assert (Order.objects.count(), Charge.objects.count()) == (1, 1)
+with lock("somebody", note="<script>"):
+    page = client.get("/").content.decode()
+assert "somebody" in page and "MainThread" in page and "<script>" not in page
+"""
+
+
+def example(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the example, on a database of its own."""
+    environ = {
+        "DJANGO_SETTINGS_MODULE": "example_project.settings",
+        "DATABASE_URL": f"sqlite:///{folder / 'shop.sqlite3'}",
+        "BROKER_URL": f"sqla+sqlite:///{folder / 'broker.sqlite3'}",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+
+
+def test_the_race_is_lost_without_the_lock(tmp_path: Path) -> None:
+    done = example(tmp_path, *RACE, "--without-lock")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.count("WRONG") == 3
+
+
+def test_the_race_is_won_with_the_lock(tmp_path: Path) -> None:
+    done = example(tmp_path, *RACE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WRONG" not in done.stdout
+    assert done.stdout.count("right") == 4
+
+
+def test_the_page(tmp_path: Path) -> None:
+    done = example(tmp_path, "-c", PAGE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_migrations_are_complete(tmp_path: Path) -> None:
+    done = example(tmp_path, "manage.py", "makemigrations", "--check", "--dry-run")
+    assert done.returncode == 0, done.stdout
+
+
+# -- the schedule --------------------------------------------------------------------------------
+
+
+def at(moment: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: moment)
+
+
+def ago(moment: float) -> datetime:
+    return datetime.fromtimestamp(moment, timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("last", "now", "due", "following"),
+    [
+        (1000.5, 1001.0, False, 1.0),
+        (1000.5, 1001.9, False, 0.1),
+        (1000.5, 1002.0, True, 2.0),
+        (1000.5, 1002.3, True, 1.7),
+        (1002.3, 1002.4, False, 1.6),
+        (1000.5, 1009.0, True, 1.0),
+    ],
+)
+def test_it_is_due_at_the_multiples(
+    monkeypatch: pytest.MonkeyPatch, last: float, now: float, due: bool, following: float
+) -> None:
+    at(now, monkeypatch)
+    state = Aligned(2).is_due(ago(last))
+    assert state.is_due is due
+    assert state.next == pytest.approx(following)
+
+
+def test_beats_that_are_a_little_early_or_late_name_the_same_tick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = set()
+    for off in (-0.4, -0.01, 0.0, 0.02, 0.4):
+        at(1000 * INTERVAL + off * INTERVAL, monkeypatch)
+        names.add(tick_now())
+    assert names == {1000}
+    assert 0 < MIN_HOLD < INTERVAL
+
+
+# -- counting ------------------------------------------------------------------------------------
+
+
+def ran(job: str, started: float, ended: float | None, *, skipped: bool = False) -> Any:
+    return SimpleNamespace(job=job, started=started, ended=ended, skipped=skipped, worker="worker1")
+
+
+def tick(number: int, report: list[Any], skipped: int = 1) -> counting.Tick:
+    control = [ran("control", number, number + 0.3), ran("control", number, number + 0.3)]
+    late = [ran("report", number, number, skipped=True)] * skipped
+    return counting.Tick(number, report, late, control)
+
+
+def test_all_is_well_if_every_tick_ran_once() -> None:
+    ticks = [tick(n, [ran("report", n, n + 0.5)]) for n in (1, 2, 3)]
+    text, good = counting.summary(ticks)
+    assert good
+    assert "3 runs, 3 duplicates skipped, 0 overlaps, 0 ticks ran twice, 0 ticks lost" in text
+    assert "6 runs, 3 overlaps, 3 ticks ran twice" in text
+    assert all(one.complete for one in ticks)
+
+
+@pytest.mark.parametrize(
+    "ticks",
+    [
+        [],
+        [tick(1, [])],
+        [tick(1, [ran("report", 1, 1.2), ran("report", 1.5, 1.6)])],
+        [tick(1, [ran("report", 1, 2.5)]), tick(2, [ran("report", 2, 2.6)])],
+        [tick(1, [ran("report", 1, None)]), tick(2, [ran("report", 2, 2.6)])],
+    ],
+    ids=["nothing", "lost", "twice", "overlap", "never ended"],
+)
+def test_what_is_not_well(ticks: list[counting.Tick]) -> None:
+    assert not counting.summary(ticks)[1]

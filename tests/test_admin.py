@@ -1,0 +1,603 @@
+"""The admin: what it shows, to whom, and the forced release."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.contrib.messages import get_messages
+from django.db import connection, connections
+from django.http import HttpResponse
+from django.test import Client, override_settings
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from distlock import LockLost, lock
+from distlock.admin import DistributedLockAdmin
+from distlock.backends import backend_for
+from distlock.backends.base import TABLE
+from distlock.contexts import caller
+from distlock.models import DistributedLock
+from distlock.states import duration
+from tests.conformance.rows import (
+    FAR,
+    MINUTE,
+    SECOND,
+    execute,
+    pinned,
+    stored,
+    take,
+    within,
+    write,
+)
+from tests.support import is_free
+
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+servers = pytest.mark.vendor("postgresql", "mysql")
+
+LIST = "/admin/distlock/distributedlock/"
+HOUR = 60 * MINUTE
+
+
+def user(*permissions: str, superuser: bool = False) -> Any:
+    """A user of the admin with these permissions."""
+    made = get_user_model().objects.create(
+        username="ann<script>", is_staff=True, is_superuser=superuser
+    )
+    made.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    assert made.user_permissions.count() == len(permissions)
+    return made
+
+
+def browser(*permissions: str, superuser: bool = False) -> Client:
+    client = Client()
+    client.force_login(user(*permissions, superuser=superuser))
+    return client
+
+
+@pytest.fixture
+def client() -> Client:
+    """A browser of somebody who may see the locks and release them."""
+    return browser("view_distributedlock", "force_release")
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.WARNING, "distlock"):
+        yield caplog
+
+
+def hold(name: str = "n", **columns: Any) -> None:
+    """A row that somebody holds."""
+    given = {"owner": "me", "acquired_at": -SECOND, "expires_at": MINUTE, "fencing_token": 7}
+    write(name, **{**given, **columns})
+
+
+def seed() -> None:
+    """One lock in each state."""
+    hold("a held", host="web-1", pid=4711, thread="shop.tasks.sync[1]", note="month end")
+    hold("b kept", owner="", host="web-2", pid=4712, thread="MainThread")
+    hold("c expired", expires_at=-2 * HOUR, acquired_at=-3 * HOUR, host="web-3", pid=4713)
+    hold("d free", owner="", expires_at=-HOUR, host="web-4", pid=4714)
+    hold("e long", acquired_at=-2 * HOUR, host="web-5", pid=4715)
+
+
+def text(response: HttpResponse) -> str:
+    """What a person reads, without markup."""
+    assert response.status_code == 200, response.status_code
+    shown = re.sub(r"(?s)<(style|script)\b.*?</\1>", " ", response.content.decode())
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", shown)).split())
+
+
+def table(client: Client, query: str = "") -> dict[str, dict[str, str]]:
+    """The list: the cells of each row by column, by the name of the lock."""
+    found = client.get(LIST + query)
+    assert found.status_code == 200, found.status_code
+    rows = re.findall(r"(?s)<tr>(<td.*?)</tr>", found.content.decode())
+    cells = [
+        {
+            column: " ".join(html.unescape(re.sub(r"<[^>]*>", " ", cell)).split())
+            for column, cell in re.findall(r'(?s)<t[dh] class="field-(\w+)[^>]*>(.*?)</t[dh]>', row)
+        }
+        for row in rows
+    ]
+    return {re.sub(r" \d+$", "", row["lock_and_token"]): row for row in cells}
+
+
+def chosen(name: str = "n", token: int = 7, slot: int = 0) -> str:
+    return json.dumps([name, slot, token])
+
+
+def primary(name: str = "n") -> int:
+    return DistributedLock.objects.get(name=name).pk
+
+
+def ask(client: Client, *names: str, **more: Any) -> HttpResponse:
+    """Choose the action for some locks."""
+    post = {"action": "force_release", "_selected_action": [primary(name) for name in names]}
+    return client.post(LIST, {**post, **more})
+
+
+def confirm(client: Client, *locks: str) -> list[str]:
+    """Confirm a forced release; what the user is told."""
+    post = {"action": "force_release", "_selected_action": ["1"], "chosen": locks}
+    response = client.post(LIST, post)
+    assert response.status_code == 302, response.status_code
+    return [str(message) for message in get_messages(response.wsgi_request)]
+
+
+# -- the list --------------------------------------------------------------------------
+
+
+@pytest.mark.usetz
+def test_it_shows_state_holder_times_and_token(client: Client) -> None:
+    seed()
+    rows = table(client)
+    assert [rows[name]["badge"] for name in sorted(rows)] == [
+        "held",
+        "kept",
+        "expired",
+        "free",
+        "held",
+    ]
+    held = rows["a held"]
+    assert held["lock_and_token"] == "a held 7"
+    assert held["holder"] == "shop.tasks.sync[1] process 4711 on web-1 month end"
+    assert re.match(r"[12]\.\d s \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$", held["held_since"])
+    assert re.match(r"5\d s$", held["time_left"])
+    assert rows["b kept"]["holder"] == "last: MainThread process 4712 on web-2"
+    assert rows["b kept"]["held_since"] == "\N{EN DASH}"
+    assert re.match(r"5\d s$", rows["b kept"]["time_left"])
+    assert rows["c expired"]["holder"].endswith("process 4713 on web-3")
+    assert rows["c expired"]["held_since"].startswith("3 h ")
+    assert rows["c expired"]["time_left"].startswith("over for 2 h")
+    assert rows["d free"]["holder"].startswith("last:")
+    assert rows["d free"]["held_since"] == rows["d free"]["time_left"] == "\N{EN DASH}"
+    assert rows["e long"]["held_since"].startswith("2 h")
+
+
+def test_a_real_lock_is_shown_while_it_is_held(client: Client) -> None:
+    token = caller.set("shop.tasks.sync[1]")
+    with lock("x", note="why", ttl=90) as lease:
+        row = table(client)["x"]
+        assert row["badge"] == "held"
+        assert row["lock_and_token"] == f"x {lease.token}"
+        assert row["holder"].startswith("shop.tasks.sync[1] process")
+        assert row["holder"].endswith("why")
+        assert row["time_left"].startswith("1 min 2")
+    caller.reset(token)
+    assert table(client)["x"]["badge"] == "free"
+
+
+def test_the_clock_is_the_databases_and_is_read_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed()
+    backend, calls = backend_for(connection), []
+    real = backend.clock
+    monkeypatch.setattr(backend, "clock", lambda on: (calls.append(on), real(on) + HOUR)[1])
+    rows = table(client, "?held_for=3600")
+    assert rows == {}
+    assert len(calls) == 1
+    rows = table(client)
+    assert rows["a held"]["badge"] == "expired"
+    assert rows["a held"]["time_left"].startswith("over for 59 min")
+
+
+def test_the_reserved_row_is_never_shown(client: Client) -> None:
+    hold("old", expires_at=-HOUR, fencing_token=FAR)
+    assert backend_for(connection).purge(connection, 0, 0, 10)
+    mark = DistributedLock.objects.get(name="").pk
+    assert table(client) == {}
+    assert table(client, "?q=") == {}
+    assert client.get(f"{LIST}{mark}/change/").status_code == 302
+    assert client.get(f"{LIST}{mark}/history/").status_code == 302
+    post = {"action": "force_release", "_selected_action": [mark]}
+    assert client.post(LIST, post).status_code == 302
+
+
+def test_it_can_be_searched_and_filtered(client: Client, vendor: str) -> None:
+    seed()
+    everything = ["a held", "b kept", "c expired", "d free", "e long"]
+    for query, found in {
+        "": everything,
+        "?state=held": ["a held", "e long"],
+        "?state=kept": ["b kept"],
+        "?state=expired": ["c expired"],
+        "?state=free": ["d free"],
+        "?state=nonsense": [],
+        "?held_for=60": ["e long"],
+        "?held_for=86400": [],
+        "?held_for=1": everything,
+        "?state=held&q=web-1": ["a held"],
+        "?q=kept": ["b kept"],
+        "?q=web-3": ["c expired"],
+        "?q=4714": ["d free"],
+        "?q=sync": ["a held"],
+        "?q=month": ["a held"],
+        "?q=nobody": [],
+    }.items():
+        assert sorted(table(client, query)) == found, query
+    if vendor != "mysql":  # there the exact collation makes LIKE exact, too
+        assert list(table(client, "?q=KEPT")) == ["b kept"]
+
+
+def test_it_can_be_ordered_by_each_column(client: Client) -> None:
+    seed()
+    for column in range(1, 6):
+        assert len(table(client, f"?o={column}")) == len(table(client, f"?o=-{column}")) == 5
+
+
+def test_the_order_is_that_of_the_key(client: Client) -> None:
+    for name in ("b", "c", "a"):
+        hold(name)
+    execute(f"INSERT INTO {TABLE} (name, slot) VALUES ('a', 1)")
+    assert list(table(client)) == ["a", "a [1]", "b", "c"]
+
+
+def test_its_queries_do_not_grow_with_the_rows(client: Client) -> None:
+    hold("first")
+    client.get(LIST)
+    with CaptureQueriesContext(connection) as few:
+        client.get(LIST)
+    for number in range(30):
+        hold(f"n{number}")
+    with CaptureQueriesContext(connection) as many:
+        client.get(LIST)
+    assert len(many) == len(few) <= 8
+    assert sum("COUNT(" in query["sql"] for query in many) <= 1
+
+
+def test_the_alias_is_that_of_the_settings(client: Client, log: Any) -> None:
+    hold("here")
+    execute(f"INSERT INTO {TABLE} (name) VALUES ('there')", on=connections["other"])
+    with override_settings(DISTLOCK={"USING": "other"}):
+        assert list(table(client)) == ["there"]
+        found = DistributedLock.objects.using("other").get(name="there")
+        assert "there" in text(client.get(f"{LIST}{found.pk}/change/"))
+        held = take(backend_for(connection), "me", "mine", on=connections["other"])
+        assert "taken from" in confirm(client, chosen("mine", held.token))[0]
+        assert table(client)["mine"]["badge"] == "free"
+    assert LogEntry.objects.get().object_repr == "mine"
+    assert "lock_force_released name='mine'" in log.text
+
+
+# -- one lock --------------------------------------------------------------------------
+
+
+def test_the_detail_view_shows_everything(client: Client) -> None:
+    with override_settings(USE_THOUSAND_SEPARATOR=True):
+        hold(
+            host="web-1",
+            pid=47110,
+            thread="sync[1]",
+            note="month end",
+            ttl=30 * SECOND,
+            fencing_token=1795238896470000,
+            acquisitions=7,
+            losses=2,
+            total_hold=8 * SECOND,
+            longest_hold=90 * SECOND,
+            total_wait=7 * 1500,
+            longest_wait=2 * HOUR,
+        )
+        shown = text(client.get(f"{LIST}{primary()}/change/"))
+    for expected in (
+        "Lock: n State: held Time left: 5",
+        "Token: 1795238896470000 ",
+        "Thread or task: sync[1] Process: process 47110 on web-1 Note: month end Held since: ",
+        "Ttl: 30 s Owner: me",
+        "Acquisitions: 7 Losses: 2",
+        "Mean time held: 2.0 s Longest time held: 1 min 30 s",  # 8 s in 7 - 2 - the one that is on
+        "Mean wait: 1.5 ms Longest wait: 2 h",
+    ):
+        assert expected in shown
+
+
+def test_a_lock_that_was_never_released_has_no_mean(client: Client) -> None:
+    hold(acquisitions=1)
+    assert "Mean time held: \N{EN DASH}" in text(client.get(f"{LIST}{primary()}/change/"))
+    execute(f"INSERT INTO {TABLE} (name) VALUES ('bare')")
+    shown = text(client.get(f"{LIST}{primary('bare')}/change/"))
+    assert "Mean wait: \N{EN DASH}" in shown
+    assert table(client)["bare"]["holder"] == "\N{EN DASH}"
+
+
+def test_durations_are_readable() -> None:
+    for seconds, shown in {
+        -1: "0 ms",
+        0: "0 ms",
+        0.000_25: "0.25 ms",
+        0.0123: "12.3 ms",
+        0.9994: "999 ms",
+        0.9996: "999 ms",
+        1: "1.0 s",
+        9.94: "9.9 s",
+        9.96: "9.9 s",
+        59.9: "59 s",
+        60: "1 min",
+        90: "1 min 30 s",
+        3599: "59 min 59 s",
+        3600: "1 h",
+        3601: "1 h",
+        2 * 86400 + 3 * 3600 + 59: "2 d 3 h",
+        400 * 86400: "400 d",
+    }.items():
+        assert duration(round(seconds * 1_000_000)) == shown
+
+
+def test_a_name_that_looks_like_another_is_shown_as_a_literal(client: Client) -> None:
+    for name in (" x", "x ", "a  b", "a\nb", "a\tb", "\u202eabc", "\u200b"):
+        hold(name)
+        assert f'title="{html.escape(repr(name))}"' in client.get(LIST).content.decode()
+
+
+def test_every_text_is_escaped(client: Client) -> None:
+    evil = "<b onclick='x'>&\"</b>"
+    columns = {"host": evil, "thread": evil, "note": evil}
+    hold(evil, **columns)
+    pages = [
+        client.get(LIST),
+        client.get(f"{LIST}{primary(evil)}/change/"),
+        ask(client, evil),
+    ]
+    confirm(client, chosen(evil))
+    pages += [client.get(LIST), client.get(f"{LIST}{primary(evil)}/history/")]
+    for page in pages:
+        assert page.status_code == 200
+        assert b"<b onclick" not in page.content
+        assert b"<script>'" not in page.content
+        assert b"&lt;b onclick" in page.content
+
+
+# -- permissions -----------------------------------------------------------------------
+
+
+def test_nothing_can_be_added_changed_or_deleted() -> None:
+    client = browser(superuser=True)
+    hold()
+    one = f"{LIST}{primary()}/"
+    assert client.get(f"{LIST}add/").status_code == 403
+    assert client.post(f"{LIST}add/", {"name": "m"}).status_code == 403
+    assert client.get(f"{one}delete/").status_code == 403
+    assert client.post(f"{one}delete/", {"post": "yes"}).status_code == 403
+    assert client.post(f"{one}change/", {"name": "m"}).status_code == 403
+    page = client.get(f"{one}change/").content
+    assert b'name="_save"' not in page
+    assert b"delete_selected" not in client.get(LIST).content
+
+
+def test_who_may_only_look_cannot_release() -> None:
+    client = browser("view_distributedlock")
+    hold()
+    assert b"force_release" not in client.get(LIST).content
+    assert b"force_release" not in client.get(f"{LIST}{primary()}/change/").content
+    before = stored()
+    ask(client, "n")
+    ask(client, "n", chosen=[chosen()])
+    assert stored() == before
+    assert not LogEntry.objects.exists()
+
+
+@pytest.mark.parametrize("permissions", [(), ("force_release",)])
+def test_who_may_not_look_sees_nothing(permissions: tuple[str, ...]) -> None:
+    client = browser(*permissions)
+    hold()
+    for page in (LIST, f"{LIST}{primary()}/change/", f"{LIST}{primary()}/history/"):
+        assert client.get(page).status_code == 403
+    before = stored()
+    assert ask(client, "n", chosen=[chosen()]).status_code == 403
+    assert stored() == before
+
+
+# -- force-release ---------------------------------------------------------------------
+
+
+def test_it_asks_first_and_shows_this_holder_and_token(client: Client) -> None:
+    seed()
+    before = stored("a held")
+    page = ask(client, "a held", "b kept", "c expired", "d free")
+    shown = text(page)
+    assert "a held shop.tasks.sync[1] process 4711 on web-1 month end" in shown
+    assert " 7 " in shown
+    assert "3 more selected locks are not held" in shown
+    assert "b kept" not in shown
+    assert stored("a held") == before
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="(.*?)"', page.content.decode()))
+    assert json.loads(html.unescape(fields["chosen"])) == ["a held", 0, 7]
+
+
+def test_confirmed_it_takes_the_lock_and_leaves_traces(client: Client, log: Any) -> None:
+    lease = lock("x", note="why", renew=False).acquire()
+    said = confirm(client, chosen("x", lease.token))
+    assert len(said) == 1
+    assert re.match(r"The lock 'x' was taken from .* of process \d+ on ", said[0])
+    row = stored("x")
+    assert row.owner == ""
+    assert row.fencing_token > lease.token
+    assert row.losses == 1
+    assert is_free("x")
+    with pytest.raises(LockLost):
+        lease.release()
+    entry = LogEntry.objects.get()
+    assert (entry.object_repr, entry.user.username) == ("x", "ann<script>")
+    assert f"Force-released: token {lease.token}" in entry.get_change_message()
+    line = f"lock_force_released name='x' token={lease.token} by='ann<script>' holder="
+    assert [record.levelname for record in log.records if line in record.getMessage()] == [
+        "WARNING"
+    ]
+    assert "Force-released: token" in text(client.get(f"{LIST}{primary('x')}/history/"))
+
+
+def test_the_button_of_the_detail_view_leads_to_the_question(client: Client) -> None:
+    hold()
+    page = client.get(f"{LIST}{primary()}/change/").content.decode()
+    action, inner = re.findall(r'(?s)<form method="post" action="(.*?)">(.*?)</form>', page)[-1]
+    fields = dict(re.findall(r'name="(\w+)" value="(.*?)"', inner))
+    assert action == reverse("admin:distlock_distributedlock_changelist")
+    assert "Take these locks" in text(client.post(action, fields))
+    write(expires_at=-SECOND)
+    assert b"force_release" not in client.get(f"{LIST}{primary()}/change/").content
+
+
+def test_a_holder_that_has_changed_is_left_alone(client: Client, log: Any) -> None:
+    hold()
+    ask(client, "n")
+    hold(owner="you", fencing_token=8)
+    before = stored()
+    said = confirm(client, chosen())
+    assert said == ["The lock 'n' was left alone: its holder has changed or is done."]
+    assert stored() == before
+    assert not LogEntry.objects.exists()
+    assert log.text == ""
+
+
+def test_a_holder_that_is_done_is_left_alone(client: Client) -> None:
+    for meanwhile in ({"owner": "", "expires_at": -SECOND}, {"expires_at": -SECOND}, {"owner": ""}):
+        hold(**meanwhile)
+        before = stored()
+        assert "left alone" in confirm(client, chosen())[-1]
+        assert stored() == before
+
+
+def test_a_lock_that_was_purged_meanwhile_is_left_alone(client: Client) -> None:
+    assert "left alone" in confirm(client, chosen("gone"))[0]
+
+
+@servers
+def test_a_pinned_lock_is_left_alone_and_the_others_are_not(client: Client, log: Any) -> None:
+    for name in ("a", "b", "c"):
+        hold(name)
+    before = stored("b")
+    with pinned("b"), within(5):
+        said = confirm(client, chosen("a"), chosen("b"), chosen("c"))
+    told = sorted(said)
+    assert [message[:12] for message in told] == ["The lock 'a'", "The lock 'b'", "The lock 'c'"]
+    assert "in use by a running transaction" in told[1]
+    assert stored("b") == before
+    assert stored("a").owner == stored("c").owner == ""
+    assert LogEntry.objects.count() == 2
+    assert "name='b'" not in log.text
+
+
+def test_nothing_that_is_held_nothing_to_ask(client: Client) -> None:
+    seed()
+    response = ask(client, "b kept", "c expired", "d free")
+    assert response.status_code == 302
+    said = [str(message) for message in get_messages(response.wsgi_request)]
+    assert said == ["None of the selected locks is held: there is nothing to release."]
+
+
+def test_not_more_at_once_than_a_person_reads(client: Client) -> None:
+    for number in range(101):
+        hold(f"n{number}")
+    response = ask(client, "n1", select_across="1")
+    said = [str(message) for message in get_messages(response.wsgi_request)]
+    assert said == ["Select at most 100 locks at a time."]
+
+
+def test_unusual_names_survive_the_question(client: Client) -> None:
+    for name in ("a\nb", " x ", "\N{SNOWMAN}'\"", "n" * 255):
+        hold(name)
+        page = ask(client, name).content.decode()
+        posted = re.findall(r'name="chosen" value="(.*?)"', page)
+        assert "taken from" in confirm(client, *map(html.unescape, posted))[0]
+        assert stored(name).owner == ""
+
+
+def test_a_forged_confirmation_is_refused_whole(client: Client) -> None:
+    hold()
+    before = stored()
+    for value in (
+        "nonsense",
+        "[]",
+        "7",
+        '["n", 0]',
+        '["n", 0, "7"]',
+        '["n", 0, -7]',
+        '["n", 0, true]',
+        '["", 0, 7]',
+        '["a\\u0000b", 0, 7]',
+        f'["n", 0, {2**63}]',
+    ):
+        response = ask(client, "n", chosen=[chosen(), value])
+        assert response.status_code == 400, value
+        assert stored() == before
+
+
+# -- transactions ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def atomic_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_it_takes_effect_under_atomic_requests(client: Client, log: Any) -> None:
+    for name in ("a", "b"):
+        hold(name)
+    said = confirm(client, chosen("a"), chosen("b"), chosen("gone"))
+    assert sum("taken from" in message for message in said) == 2
+    assert sum("left alone" in message for message in said) == 1
+    assert stored("a").owner == stored("b").owner == ""
+    assert LogEntry.objects.count() == 2
+    assert log.text.count("lock_force_released") == 2
+
+
+@servers
+@pytest.mark.usefixtures("atomic_requests")
+def test_a_pinned_lock_under_atomic_requests(client: Client) -> None:
+    hold("a")
+    hold("b")
+    with pinned("a"), within(5):
+        said = confirm(client, chosen("a"), chosen("b"))
+    assert sum("in use by a running transaction" in message for message in said) == 1
+    assert stored("a").owner == "me"
+    assert stored("b").owner == ""
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_a_request_that_fails_takes_nothing_and_claims_nothing(
+    client: Client, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold()
+    before = stored()
+    real = DistributedLockAdmin.response_action
+
+    def fail(self: Any, request: Any, queryset: Any) -> None:
+        real(self, request, queryset)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(DistributedLockAdmin, "response_action", fail)
+    client.raise_request_exception = False
+    post = {"action": "force_release", "_selected_action": ["1"], "chosen": [chosen()]}
+    response = client.post(LIST, post)
+    assert response.status_code == 500
+    assert not list(get_messages(response.wsgi_request))
+    assert stored() == before
+    assert not LogEntry.objects.exists()
+    assert "lock_force_released" not in log.text
+
+
+def test_without_its_audit_entry_it_does_not_happen(
+    client: Client, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any) -> None:
+        raise ZeroDivisionError
+
+    hold()
+    before = stored()
+    monkeypatch.setattr(DistributedLockAdmin, "log_change", fail)
+    with pytest.raises(ZeroDivisionError):
+        confirm(client, chosen())
+    assert stored() == before
+    assert "lock_force_released" not in log.text

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from django.db import DatabaseError
+
+import distlock
+from distlock import AlreadyHeld, CommitOutcomeUnknown, Holder, LockBusy, LockError, LockLost
+
+pytestmark = pytest.mark.vendor("sqlite")
+
+NOW = datetime(2026, 11, 1, 5, 30, tzinfo=timezone.utc)
+HOLDER = Holder("x", "abc", 7, NOW, NOW, "host", 42, "MainThread", "why")
+ERRORS: list[LockError] = [
+    LockError("message", name="x"),
+    LockBusy("message", name="x", holder=HOLDER, waited=1.5),
+    LockBusy("message", name="x", holder=None, waited=0.0),
+    AlreadyHeld("message", name="x"),
+    LockLost("message", name="x", token=7, reason="it had expired"),
+    CommitOutcomeUnknown("message", name="x"),
+]
+each = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+
+
+def facts(error: LockError) -> tuple[Any, ...]:
+    return type(error), error.args, str(error), vars(error)
+
+
+@each
+def test_an_error_carries_one_message_and_its_attributes_apart(error: LockError) -> None:
+    assert error.args == ("message",)
+    assert str(error) == "message"
+    assert error.name == "x"
+
+
+@each
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_error_survives_pickle_with_its_attributes(error: LockError, protocol: int) -> None:
+    again = pickle.loads(pickle.dumps(error, protocol))
+    assert facts(again) == facts(error)
+
+
+@each
+def test_an_error_survives_copy_with_its_attributes(error: LockError) -> None:
+    assert facts(copy.copy(error)) == facts(error)
+    assert facts(copy.deepcopy(error)) == facts(error)
+
+
+@each
+def test_an_error_can_be_made_again_from_its_args(error: LockError) -> None:
+    """As Celery's result backends do: only the attributes are lost, and have their defaults."""
+    again = type(error)(*error.args)
+    assert (again.args, str(again)) == (error.args, str(error))
+    assert again.name is None
+    assert isinstance(repr(again), str)
+
+
+@pytest.mark.parametrize("cls", [LockError, LockBusy, AlreadyHeld, LockLost, CommitOutcomeUnknown])
+def test_an_error_needs_no_arguments(cls: type[LockError]) -> None:
+    assert str(cls()) == ""
+    assert cls("an argument").args == ("an argument",)
+
+
+def test_the_attributes_have_defaults() -> None:
+    assert (LockBusy("m").holder, LockBusy("m").waited) == (None, 0.0)
+    assert (LockLost("m").token, LockLost("m").reason) == (None, "")
+
+
+def test_the_family() -> None:
+    assert issubclass(LockBusy, TimeoutError)
+    assert issubclass(LockLost, DatabaseError)
+    assert issubclass(CommitOutcomeUnknown, DatabaseError)
+    assert not issubclass(CommitOutcomeUnknown, LockLost)
+    assert not issubclass(AlreadyHeld, (LockBusy, LockLost))
+    for name in ("AlreadyHeld", "CommitOutcomeUnknown", "LockBusy", "LockLost"):
+        assert issubclass(getattr(distlock, name), LockError)
+
+
+def test_a_busy_error_has_no_errno_to_be_taken_for_an_os_error() -> None:
+    error = ERRORS[1]
+    assert isinstance(error, OSError)
+    assert (error.errno, error.strerror, error.filename) == (None, None, None)
+
+
+def test_a_holder_says_who_it_is() -> None:
+    assert str(HOLDER) == "MainThread of process 42 on host, why"
+    assert pickle.loads(pickle.dumps(HOLDER)) == HOLDER
+    nobody = Holder("x", "", 7, NOW, NOW, "host", 42, "MainThread", "")
+    assert str(nobody) == f"nobody (kept until {NOW} by min_hold)"
