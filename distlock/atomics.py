@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from django.db import connections, transaction
 
+from .backends import backend_for
 from .connections import in_transaction
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class AtomicBlock:
         self._atomic = transaction.atomic(using=alias, durable=True)
         try:
             self._atomic.__enter__()
+            if not backend_for(connections[alias]).private_connection:
+                lease.guard()  # one writer at a time: a renewal would wait for this transaction
         except BaseException:
             lease.__exit__(*sys.exc_info())
             raise

@@ -19,6 +19,8 @@ import threading
 import warnings
 from collections.abc import Callable
 
+from django.db import connections
+
 logger = logging.getLogger("distlock")
 
 RETRY = 1.0
@@ -47,8 +49,15 @@ class Background:
             self._warn_about_uwsgi()
             if self._thread is None:
                 atexit.register(self.stop)
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads, or the interpreter is ending
+                logger.exception(
+                    "the %s thread cannot start: leases end after their ttl", self._name
+                )
+                return
+            self._thread = thread
 
     def wake(self) -> None:
         """Let the next step begin now."""
@@ -95,4 +104,14 @@ def after_fork(forget: Callable[[], None]) -> None:
 
 def soon(function: Callable[[], object]) -> None:
     """Call a function of the user's on a thread of its own, so that it cannot stop ours."""
-    threading.Thread(target=function, name="distlock-signal", daemon=True).start()
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            connections.close_all()
+
+    try:
+        threading.Thread(target=run, name="distlock-signal", daemon=True).start()
+    except RuntimeError:
+        logger.exception("a signal could not be sent")

@@ -16,7 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connections,
+)
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.utils import load_backend
@@ -34,7 +41,9 @@ def in_transaction(connection: BaseDatabaseWrapper) -> bool:
         return any(not _is_testcase(block) for block in connection.atomic_blocks)
     if connection.in_atomic_block:
         return True
-    return connection.connection is not None and not connection.get_autocommit()
+    if connection.connection is None:
+        return not connection.settings_dict["AUTOCOMMIT"]
+    return not connection.get_autocommit()
 
 
 def in_testcase(connection: BaseDatabaseWrapper) -> bool:
@@ -62,7 +71,7 @@ class Private:
     def __init__(self, alias: str) -> None:
         self._alias = alias
         self._turn = threading.Condition()
-        self._taken = False
+        self._taken_by: int | None = None
         self._keeper_waits = False
         self._connection: BaseDatabaseWrapper | None = None
         self.identity: Any = None
@@ -74,14 +83,14 @@ class Private:
 
         Raises `OperationalError` if there is no turn or no answer in that time.
         """
-        self._take(limit, keeper)
         try:
+            self._take(limit, keeper)
             connection = self._opened()
             backend = backend_for(connection)
             with cut_off_after(limit, connection), backend.bounded(connection, limit):
                 yield connection
-        except (OperationalError, InterfaceError):
-            if self._connection is not None and is_broken(self._connection):
+        except BaseException as error:
+            if self._taken_by == threading.get_ident() and self._is_spoilt(error):
                 self.close()
             raise
         finally:
@@ -96,9 +105,12 @@ class Private:
 
     def close_if_unused(self) -> None:
         """Close the connection unless a statement runs on it."""
-        with suppress(OperationalError):
+        try:
             self._take(0.0, keeper=False)
             self.close()
+        except OperationalError:
+            return
+        finally:
             self._give()
 
     def forget(self) -> None:
@@ -108,7 +120,9 @@ class Private:
         if physical is not None:
             _inherited.append(physical)
             with suppress(Exception):
-                os.dup2(os.open(os.devnull, os.O_RDWR), physical.fileno())
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nowhere, physical.fileno())
+                os.close(nowhere)
 
     def _take(self, limit: float, keeper: bool) -> None:
         with self._turn:
@@ -116,7 +130,7 @@ class Private:
                 self._keeper_waits = True
             try:
                 mine = self._turn.wait_for(
-                    lambda: not self._taken and (keeper or not self._keeper_waits), limit
+                    lambda: self._taken_by is None and (keeper or not self._keeper_waits), limit
                 )
             finally:
                 if keeper:
@@ -125,12 +139,22 @@ class Private:
                 raise OperationalError(
                     f"distlock's connection to {self._alias!r} was busy for {limit:.1f} s."
                 )
-            self._taken = True
+            self._taken_by = threading.get_ident()
 
     def _give(self) -> None:
+        """End this thread's turn; harmless if an exception came before it had one."""
         with self._turn:
-            self._taken = False
-            self._turn.notify_all()
+            if self._taken_by == threading.get_ident():
+                self._taken_by = None
+                self._turn.notify_all()
+
+    def _is_spoilt(self, error: BaseException) -> bool:
+        """Whether the connection may be out of step: an interrupt may stop between two messages."""
+        if self._connection is None or isinstance(error, DataError | IntegrityError):
+            return False
+        if not isinstance(error, OperationalError | InterfaceError):
+            return True
+        return is_broken(self._connection)
 
     def _opened(self) -> BaseDatabaseWrapper:
         wanted = connections.settings[self._alias]

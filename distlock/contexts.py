@@ -9,43 +9,29 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextvars import ContextVar
-from types import TracebackType
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from .background import after_fork
-from .terms import Term
-
-
-class Block(Protocol):
-    """What a `with` block of a lock ends with."""
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """End the block."""
-
+from .terms import Key, Term
 
 caller: ContextVar[str] = ContextVar("distlock_caller", default="")
 """What to record as the holder instead of the thread's name: a task with its id."""
 
-Key = tuple[str, str, int]
-"""Alias, name and slot."""
-
 
 class Context:
-    """The terms that a thread or task holds, and the blocks it is in."""
+    """The terms that a thread or task holds."""
 
     def __init__(self) -> None:
         self.held: dict[Key, Term] = {}
-        self.entered: list[tuple[object, Block]] = []
 
-    def forget(self, key: Key) -> None:
-        """Note that a term is not held any more."""
-        self.held.pop(key, None)
+    def remember(self, term: Term) -> None:
+        """Note that a term is held here."""
+        self.held[term.key] = term
+
+    def forget(self, term: Term) -> None:
+        """Note that a term is not held any more; another one of its name stays."""
+        if self.held.get(term.key) is term:
+            self.held.pop(term.key, None)
 
 
 class _Threads(threading.local):

@@ -28,7 +28,9 @@ def wrap(lock: Lock, function: Any) -> Any:
             f"{_name(function)} is a generator: the lock would be released before its body runs. "
             "Use a with block inside it."
         )
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    ):
         raise TypeError(f"{_name(function)} is async, which lock() does not decorate yet.")
     key = Key(lock.name, function)
 

@@ -26,7 +26,7 @@ from .backends.base import Unlock
 from .background import Background, after_fork
 from .connections import LIMIT, close_private, private
 from .deadlines import clock
-from .terms import Term
+from .terms import State, Term
 
 logger = logging.getLogger("distlock")
 
@@ -56,13 +56,23 @@ class Keeper:
         if sooner:
             self._thread.wake()
 
+    def replan(self, term: Term) -> None:
+        """Look again when a kept term is due, which may be sooner than it was."""
+        with self._mutex:
+            sooner = term in self._terms and _next(term) < self._planned
+        if sooner:
+            self._thread.wake()
+
     def drop(self, term: Term) -> None:
         """Leave a term alone from now on."""
         with self._mutex:
             self._terms.discard(term)
 
     def finish(self, term: Term, done: Callable[[Unlock], None]) -> None:
-        """Free a row whose transaction did not commit, as soon as the server has ended it."""
+        """Free a row whose transaction did not commit, as soon as the server has ended it.
+
+        `done` is called in the keeper's thread, and must hand what is the user's to `soon`.
+        """
         with self._mutex:
             self._broken[term] = done
         self._thread.ensure_started()
@@ -76,7 +86,7 @@ class Keeper:
 
     def _step(self) -> float:
         with self._mutex:
-            self._terms = {term for term in self._terms if not term.over}
+            self._terms = {term for term in self._terms if not (term.over or term.abandoned)}
             terms = list(self._terms)
             broken = list(self._broken.items())
         for alias, due in self._due(terms).items():
@@ -114,7 +124,7 @@ class Keeper:
             return
         for term in terms:
             if term.owner not in renewed:
-                if not term.pins:  # a release that was written meanwhile pins it
+                if term.state is State.HELD and not term.pins:  # else it is being released
                     term.lose("the lease expired, or its row has another owner")
             elif (expires := renewed[term.owner]) is None:
                 term.unknown()
@@ -147,7 +157,9 @@ class Keeper:
 
 def _next(term: Term) -> float:
     """Return when the keeper must look at a term again."""
-    return math.inf if term.pins or term.over else min(term.next_renewal, term.trusted_until)
+    if term.pins:
+        return clock() + term.ttl / 3
+    return math.inf if term.over else min(term.next_renewal, term.trusted_until)
 
 
 keeper = Keeper()

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from django.db import Error
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import Error, connections
 
 from . import signals
 from .backends import backend_for
 from .backends.base import moment_of
+from .background import soon
+from .contexts import Context
 from .deadlines import Seconds, clock, seconds
 from .exceptions import LockError, LockLost
 from .keeper import keeper
 from .terms import State, Term
-from .transactions import Place, lost_error, place
+from .transactions import Place, lost_error, place, warn_about_others
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,13 +37,14 @@ class Lease:
     lease ends after its ttl.
     """
 
-    def __init__(self, term: Term, forget: Callable[[], None], *, shares: bool = True) -> None:
+    def __init__(self, term: Term, context: Context, *, shares: bool = True) -> None:
         self._term = term
-        self._forget = forget
+        self._context = context
         self._released = not shares
         self._mutex = threading.Lock()
         if shares:
-            term.handles += 1
+            term.share()
+            context.remember(term)
 
     def __repr__(self) -> str:
         return f"<Lease {self.name!r} token {self.token} {self._term.state.value}>"
@@ -95,6 +98,8 @@ class Lease:
         self.check()
         term = self._term
         span = None if ttl is None else seconds(ttl, "ttl", positive=True)
+        if self._is_kept_longer(span or term.ttl):
+            return
         microseconds = None if span is None else int(span * 1_000_000)
         requested = clock()
         where = place(term.alias)
@@ -110,7 +115,8 @@ class Lease:
                 "locked. It still is yours; try again when that has ended.",
                 name=self.name,
             )
-        term.confirm(requested, expires, span)
+        term.confirm(requested, expires, ttl=span)
+        keeper.replan(term)
 
     def guard(self) -> None:
         """Fence the open transaction: after this no later holder can be granted before it ends.
@@ -120,19 +126,18 @@ class Lease:
         then the transaction cannot commit; `RuntimeError` outside a transaction.
         """
         where = place(self._term.alias)
-        if where.own:
-            if not backend_for(where.connection).guard(where.connection, self._term):
-                self._term.lose("the row has another owner")
-                raise self._loss()
-        elif where.transaction is None:
+        if where.transaction is None and not connections[self._term.alias].in_atomic_block:
             raise RuntimeError(
                 f"guard() of the lock {self.name!r} needs an open transaction on the database "
                 f"{self._term.alias!r}: outside one there is nothing that it could protect."
             )
-        elif self._released:
+        if self._released:
             raise self._loss()
-        else:
+        if where.transaction is not None:
             where.transaction.guard(self._term)
+        elif not backend_for(where.connection).guard(where.connection, self._term):
+            self._term.lose("the row has another owner")  # in the transaction of a TestCase
+            raise self._loss()
 
     def release(self) -> None:
         """Give the lock back. A second call does nothing.
@@ -145,14 +150,17 @@ class Lease:
             if self._released:
                 return
             self._released = True
-        term = self._term
-        if term.inherited:
+        if self._term.inherited:
             raise self._loss()
-        term.handles -= 1
-        if term.handles == 0 and term.state is not State.RELEASED:
+        if self._term.unshare() > 0 or self._term.state is State.RELEASED:
+            if self._term.lost:
+                raise self._loss()
+            return
+        try:
             self._end()
-        elif term.lost:
-            raise self._loss()
+        except SynchronousOnlyOperation:  # nothing was sent: the right call may follow
+            self._undone()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -177,12 +185,12 @@ class Lease:
             logger.warning("lock_release_failed name=%r", self.name, exc_info=True)
 
     def __del__(self) -> None:
+        # The collector calls this in any thread, at any point: it may take no lock of the keeper's.
         if getattr(self, "_released", True) or self._term.over or self._term.inherited:
             return
-        self._term.handles -= 1
-        if self._term.handles == 0:
-            keeper.drop(self._term)
-            self._forget()
+        if self._term.unshare() == 0:
+            self._term.abandon()
+            self._context.forget(self._term)
             warnings.warn(
                 f"A lease of the lock {self.name!r} was dropped without release(): it is held "
                 f"until {self.expires_at}.",
@@ -194,17 +202,34 @@ class Lease:
     # -- the end ---------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        self._forget()
-        where = place(self._term.alias)
-        if where.transaction is not None:
-            where.transaction.release(self._term, self._ended, self._undone)
-        else:
-            self._release_alone(where)
+        """Release by the connection's state, now. Whatever interrupts it, somebody goes on."""
+        term = self._term
+        where = place(term.alias)
+        self._context.forget(term)
+        try:
+            warn_about_others(term)
+            if where.connection.closed_in_transaction:
+                self._leave_to_keeper()
+            elif where.transaction is not None:
+                where.transaction.release(term, self._ended, self._undone)
+            else:
+                self._release_alone(where)
+        except (LockLost, SynchronousOnlyOperation):
+            raise
+        except BaseException:
+            if where.transaction is not None and not where.connection.closed_in_transaction:
+                where.transaction.file(term, self._ended, self._undone)
+            elif not where.own:
+                self._leave_to_keeper()
+            raise
+        if term.lost:
+            raise self._loss()
 
     def _release_alone(self, where: Place) -> None:
         """Release in a transaction of its own, or in the one that `TestCase` keeps open."""
         term, backend = self._term, backend_for(where.connection)
         lost = term.lost
+        term.move(State.RELEASING)  # a renewal that is under way must not take it for a loss
         keeper.drop(term)
         try:
             ours = where.run(lambda c: backend.release(c, term, alone=not where.own))
@@ -212,13 +237,17 @@ class Lease:
             if where.own or lost or backend.in_memory(where.connection):
                 raise
             logger.warning("lock_release_delayed name=%r", term.name, exc_info=True)
-            keeper.finish(term, lambda found: self._ended())
+            self._leave_to_keeper()
             return
-        if not ours and not lost:
-            term.lose("the row has another owner")
         if lost or not ours:
+            term.lose("the row has another owner")
             raise self._loss()
         self._ended()
+
+    def _leave_to_keeper(self) -> None:
+        """Let the keeper free the row, as soon as the server answers or has ended the session."""
+        keeper.drop(self._term)
+        keeper.finish(self._term, lambda found: soon(self._ended))
 
     def _ended(self) -> None:
         term = self._term
@@ -227,9 +256,16 @@ class Lease:
         signals.lock_released.send_robust(sender=Lease, lease=self, held=term.held_for)
 
     def _undone(self) -> None:
-        """The transaction that held the release rolled back: the lease goes on."""
+        """Take back a release that did not happen: the lease goes on."""
+        self._term.move(State.HELD)
+        self._term.share()
+        self._context.remember(self._term)
         self._released = False
-        self._term.handles += 1
+
+    def _is_kept_longer(self, span: float) -> bool:
+        """Whether `min_hold` keeps the row longer than a renewal would."""
+        term = self._term
+        return term.held_for + span < term.min_hold_us / 1_000_000
 
     def _loss(self) -> LockLost:
         term = self._term

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from django.db import connections
 
@@ -22,7 +21,7 @@ from .decorators import wrap
 from .exceptions import AlreadyHeld, LockBusy
 from .keeper import can_keep, keeper
 from .leases import Lease
-from .terms import State, Term
+from .terms import Key, Term
 from .transactions import Place, place
 
 P = ParamSpec("P")
@@ -96,6 +95,18 @@ def lock(
     return described
 
 
+class Block(Protocol):
+    """What a `with` block of a lock ends with."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the block."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lock:
     """A description, made by `lock()`. Holds nothing; safe to share between threads."""
@@ -113,6 +124,9 @@ class Lock:
     note: str
     using: str | None
     slot: int = 0
+    _entered: list[tuple[contexts.Context, Block]] = dataclasses.field(
+        default_factory=list, init=False, repr=False
+    )
 
     def acquire(self, wait: Seconds | Default | None = DEFAULT) -> Lease:
         """Return a lease, waiting up to `wait` seconds (default: the lock's own).
@@ -136,12 +150,13 @@ class Lock:
         return where.run(lambda connection: holder(connection, name, self.slot))
 
     def __enter__(self) -> Lease:
-        alias = self._alias()
-        if self.atomic:
+        alias, context = self._alias(), contexts.current()
+        nested = self._nested(context, (alias, self._literal_name(), self.slot))
+        if self.atomic and nested is None:
             refuse_nesting(self.name, alias)
-        lease = self._acquire(DEFAULT)
-        block = AtomicBlock(lease, alias) if self.atomic else lease
-        contexts.current().entered.append((self, block))
+        lease = nested or self._acquire(DEFAULT)
+        block = AtomicBlock(lease, alias) if self.atomic and nested is None else lease
+        self._entered.append((context, block))
         return lease
 
     def __exit__(
@@ -150,10 +165,11 @@ class Lock:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        entered = contexts.current().entered
-        at = max(index for index, (owner, _) in enumerate(entered) if owner is self)
-        _, block = entered.pop(at)
-        block.__exit__(exc_type, exc, traceback)
+        # A generator may be closed in another thread than the one that it ran in.
+        context, entered = contexts.current(), self._entered[::-1]
+        found = next((entry for entry in entered if entry[0] is context), entered[0])
+        self._entered.remove(found)
+        found[1].__exit__(exc_type, exc, traceback)
 
     @overload
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]: ...
@@ -198,7 +214,7 @@ class Lock:
         if where.transaction is not None and (
             adopted := where.transaction.adopt(alias, name, self.slot)
         ):
-            return Lease(adopted, lambda: None)
+            return Lease(adopted, context)
         claim = self._claim(name)
         if where.own and where.transaction is not None:
             deadline = Deadline(0)  # SQLite: nobody else could free it meanwhile
@@ -213,11 +229,13 @@ class Lock:
         granted = waiting.wait_for(attempt, deadline)
         if granted is None:
             return None
-        return self._begin(where, claim, *granted, requested, context, key)
+        grant, waited = granted
+        term = self._term(alias, claim, grant, requested)
+        return self._begin(where, term, context, waited)
 
-    def _nested(self, context: contexts.Context, key: contexts.Key) -> Lease | None:
+    def _nested(self, context: contexts.Context, key: Key) -> Lease | None:
         term = context.held.get(key)
-        if term is None or term.lost or term.state is not State.HELD:
+        if term is None or term.lost or term.over:
             return None
         if not self.reentrant:
             raise AlreadyHeld(
@@ -225,7 +243,7 @@ class Lock:
                 "never end. Pass reentrant=True to nest, or split the function.",
                 name=key[1],
             )
-        return Lease(term, partial(context.forget, key))
+        return Lease(term, context)
 
     def _claim(self, name: str) -> Claim:
         durable = settings().CRASH_SAFE if self.crash_safe is None else self.crash_safe
@@ -240,18 +258,9 @@ class Lock:
             durable=durable and not self.atomic,
         )
 
-    def _begin(
-        self,
-        where: Place,
-        claim: Claim,
-        grant: Grant,
-        waited: float,
-        requested: float,
-        context: contexts.Context,
-        key: contexts.Key,
-    ) -> Lease:
-        term = Term(
-            key[0],
+    def _term(self, alias: str, claim: Claim, grant: Grant, requested: float) -> Term:
+        return Term(
+            alias,
             claim.name,
             claim.slot,
             claim.owner,
@@ -265,11 +274,12 @@ class Lock:
             max_hold=self.max_hold,
             on_lost=_tell_lost,
         )
-        lease = Lease(term, partial(context.forget, key))
-        context.held[key] = term
+
+    def _begin(self, where: Place, term: Term, context: contexts.Context, waited: float) -> Lease:
+        lease = Lease(term, context)
         if where.transaction is not None:
-            where.transaction.taken.add(term)
-        if not where.own and can_keep(key[0]):
+            where.transaction.take(term, own=where.own)
+        if not where.own and can_keep(term.alias):
             keeper.keep(term)
         signals.lock_acquired.send_robust(sender=Lock, lease=lease, waited=waited)
         return lease
@@ -347,5 +357,5 @@ def _flag(value: bool | Default, argument: str) -> bool | None:
 
 
 def _tell_lost(term: Term, reason: str) -> None:
-    lease = Lease(term, lambda: None, shares=False)
+    lease = Lease(term, contexts.Context(), shares=False)
     soon(lambda: signals.lock_lost.send_robust(sender=Lease, lease=lease, reason=reason))

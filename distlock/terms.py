@@ -22,6 +22,9 @@ from collections.abc import Callable
 
 from .deadlines import clock
 
+Key = tuple[str, str, int]
+"""Alias, name and slot."""
+
 
 class State(enum.Enum):
     """Where a term is in its life."""
@@ -71,11 +74,18 @@ class Term:
         self.trusted_until = 0.0
         self._on_lost = on_lost
         self._pid = os.getpid()
-        self._mutex = threading.Lock()
-        self.confirm(requested, expires_us)
+        self.abandoned = False
+        # Reentrant: the garbage collector may drop a lease of this very term at any point.
+        self._mutex = threading.RLock()
+        self.confirm(requested, expires_us, first=max(ttl, min_hold))
 
     def __repr__(self) -> str:
         return f"<Term {self.name!r} token {self.token} {self.state.value}>"
+
+    @property
+    def key(self) -> Key:
+        """What it holds."""
+        return (self.alias, self.name, self.slot)
 
     @property
     def over(self) -> bool:
@@ -115,15 +125,25 @@ class Term:
         """Seconds since the grant."""
         return clock() - self.started
 
-    def confirm(self, requested: float, expires_us: int, ttl: float | None = None) -> None:
-        """Extend trust after a grant or renewal whose request began at `requested`."""
+    def confirm(
+        self,
+        requested: float,
+        expires_us: int,
+        *,
+        ttl: float | None = None,
+        first: float | None = None,
+    ) -> None:
+        """Extend trust after a grant or renewal whose request began at `requested`.
+
+        `ttl`: the lease has another length from now on. `first`: this time it is that long; it is
+        renewed a third of its ttl before the usual end, so that `min_hold` is never cut short.
+        """
         with self._mutex:
             self.ttl = ttl or self.ttl
             self.expires_us = expires_us
-            self.trusted_until = max(self.trusted_until, requested + self.ttl - margin(self.ttl))
-            if ttl is not None:
-                self.trusted_until = requested + self.ttl - margin(self.ttl)
-            self.next_renewal = requested + self.ttl / 3
+            span = first or self.ttl
+            self.trusted_until = requested + span - margin(span)
+            self.next_renewal = requested + span - self.ttl * 2 / 3
             if self.next_renewal > self.renew_until:
                 self.next_renewal = math.inf
 
@@ -133,11 +153,13 @@ class Term:
 
     def pin(self) -> None:
         """Note that this process has the row locked in a transaction of its own."""
-        self.pins += 1
+        with self._mutex:
+            self.pins += 1
 
     def unpin(self) -> None:
         """Note that such a transaction has ended: the row is as it was left, or as it was."""
-        self.pins -= 1
+        with self._mutex:
+            self.pins -= 1
         if self.next_renewal != math.inf:
             self.next_renewal = clock()
 
@@ -149,6 +171,23 @@ class Term:
             self.state = State.LOST
             self.reason = reason
         self._on_lost(self, reason)
+
+    def share(self) -> None:
+        """Count one more handle."""
+        with self._mutex:
+            self.handles += 1
+
+    def unshare(self) -> int:
+        """Count one handle less; return how many are left."""
+        with self._mutex:
+            self.handles -= 1
+            return self.handles
+
+    def abandon(self) -> None:
+        """Note that nobody has a handle any more. Takes no lock of the keeper's: see `Lease`."""
+        self.renew_until = 0.0
+        self.next_renewal = math.inf
+        self.abandoned = True
 
     def move(self, state: State) -> bool:
         """Go to another state of a term that is not over yet; `False` if it is."""

@@ -30,9 +30,11 @@ connection is closed instead.
 
 from __future__ import annotations
 
+import logging
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -50,6 +52,8 @@ from .keeper import keeper
 from .terms import State, Term
 
 T = TypeVar("T")
+
+logger = logging.getLogger("distlock")
 
 
 @dataclass(eq=False)
@@ -150,17 +154,17 @@ def on_private(
             return statement(connection)
 
 
-def free_now(term: Term, done: Callable[[Unlock], None]) -> None:
-    """Free a row that this process may still own, at once if possible, else by the keeper."""
-    backend = backend_for(connections[term.alias])
-    try:
-        found = on_private(term.alias, lambda connection: backend.free(connection, term))
-    except Error:
-        found = Unlock.PINNED
-    if found is Unlock.PINNED:
-        keeper.finish(term, done)
-    else:
-        done(found)
+def warn_about_others(term: Term) -> None:
+    """Warn where a block ends while a transaction is open on another database."""
+    for other in connections.all(initialized_only=True):
+        if other.alias != term.alias and in_transaction(other) and not in_testcase(other):
+            warnings.warn(
+                f"The lock {term.name!r} lives in the database {term.alias!r}, but a "
+                f"transaction is open on {other.alias!r}: its work is not protected by the "
+                "lock's release. Pass using=, or end that transaction first.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
 
 # -- the caller's transaction --------------------------------------------------------------------
@@ -210,14 +214,24 @@ class Transaction:
 
     def release(self, term: Term, ended: Callable[[], None], undone: Callable[[], None]) -> None:
         """Write the release into the transaction. Raises `LockLost`, and then it cannot commit."""
-        if term in self.releases:  # adopted: it stands already
-            return
-        self.releases[term] = Release(ended, undone, inside=term in self.taken)
-        self._warn_about_others(term)
+        adopted = term in self.releases  # then it stands already
+        self.file(term, ended, undone)
         if term.lost:
             self._lose(term, term.reason)
-        term.move(State.RELEASING)
-        self._write(term)
+        if not adopted:
+            term.move(State.RELEASING)
+            self._write(term)
+
+    def file(self, term: Term, ended: Callable[[], None], undone: Callable[[], None]) -> None:
+        """Note a release, to be written before COMMIT if it is not yet."""
+        if term not in self.releases:
+            self.releases[term] = Release(ended, undone, inside=term in self.taken)
+
+    def take(self, term: Term, *, own: bool) -> None:
+        """Note a lease that was taken inside; `own`: by this transaction's own connection."""
+        self.taken.add(term)
+        if own:  # which has the row locked, and on SQLite the file
+            term.pin()
 
     def guard(self, term: Term) -> None:
         """Lock the row against grants until the end. Raises `LockLost`, and then poisons."""
@@ -258,17 +272,6 @@ class Transaction:
         self.lost = lost_error(term)
         raise self.lost
 
-    def _warn_about_others(self, term: Term) -> None:
-        for other in connections.all(initialized_only=True):
-            if other.alias != term.alias and in_transaction(other) and not in_testcase(other):
-                warnings.warn(
-                    f"The lock {term.name!r} lives in the database {term.alias!r}, but a "
-                    f"transaction is open on {other.alias!r}: its work is not protected by the "
-                    "lock's release. Pass using=, or end that transaction first.",
-                    RuntimeWarning,
-                    stacklevel=6,
-                )
-
     # -- the hooks; see Note [The end of a transaction] ------------------------------------------
 
     def commit(self, original: Callable[[], None]) -> None:
@@ -288,6 +291,7 @@ class Transaction:
             raise
         for term, (requested, expires_us) in extended.items():
             term.confirm(requested, expires_us)
+            keeper.replan(term)
         self._ended(committed=not failed)
 
     def _before_commit(self) -> dict[Term, tuple[float, int]]:
@@ -301,6 +305,8 @@ class Transaction:
         if backend.guard_blocks_renewal:
             for term in self.guards - self.releases.keys():
                 if not term.renews:
+                    if not self._guard(term):
+                        self._lose(term, "the row has another owner")
                     continue
                 requested = clock()
                 expires = backend.renew(connection, [term], pinned=True).get(term.owner)
@@ -314,8 +320,14 @@ class Transaction:
         """ROLLBACK, and free what was taken inside."""
         try:
             original()
-        finally:
+        except Error:
             self._ended(committed=False)
+            raise
+        except BaseException:  # it may not have been sent, and what follows would commit
+            if self.active:
+                self.connection.close()
+            raise
+        self._ended(committed=False)
 
     def close(self, original: Callable[[], None]) -> None:
         """Close, and free what was taken inside once the server has noticed."""
@@ -328,12 +340,13 @@ class Transaction:
     def savepoint_rollback(self, original: Callable[[], None]) -> None:
         """ROLLBACK TO SAVEPOINT, and write again what that undid."""
         original()
-        for term in self.releases:
-            if not term.over:
-                self._write(term)
-        for term in self.guards:
-            if not term.over and not self._guard(term):
-                self._lose(term, "the row has another owner")
+        with suppress(LockLost):  # Django would swallow it here; the COMMIT refuses, aloud
+            for term in self.releases:
+                if not term.over:
+                    self._write(term)
+            for term in self.guards:
+                if not term.over and not self._guard(term):
+                    self._lose(term, "the row has another owner")
 
     def set_autocommit(self, original: Callable[[], None], autocommit: bool) -> None:
         """Turn autocommit on or off; turning it on by hand commits on some databases."""
@@ -341,31 +354,77 @@ class Transaction:
             self.commit(original)
         else:
             original()
-        if autocommit:
-            self._tell(lambda tell: tell())
+
+    def after_set_autocommit(self, original: Callable[[], None], autocommit: bool) -> None:
+        """Send the signals, now that the connection is fit for a receiver's queries again."""
+        try:
+            original()
+        finally:
+            if autocommit and self.connection.autocommit:
+                self._tell(lambda tell: tell())
 
     def _ended(self, *, committed: bool) -> None:
-        releases, self.releases = self.releases, {}
-        guards, self.guards = self.guards, set()
-        self.taken, self.lost = set(), None
-        if guards and backend_for(self.connection).guard_blocks_renewal:
-            for term in guards:
+        backend = backend_for(self.connection)
+        fence_only = bool(self.releases) and committed and self._fence_only()
+        taken, self.taken, self.lost = self.taken, set(), None
+        while self.guards:
+            term = self.guards.pop()
+            if backend.guard_blocks_renewal:
                 term.unpin()
-        fence_only = bool(releases) and committed and self._fence_only()
-        for term, release in releases.items():
-            if release.written:
-                term.unpin()
-            if not committed and not release.inside and term.move(State.HELD):
-                release.undone()
-            elif term.move(State.RELEASED) | (not committed and release.inside):
-                self._finish(term, release, free=fence_only or not committed)
+                keeper.replan(term)
+        if not backend.private_connection:
+            self._own_ended(taken, committed=committed)
+        try:
+            while self.releases:
+                self._conclude(*self.releases.popitem(), committed=committed, free=fence_only)
+        except BaseException:  # an interrupt: the rest must not be forgotten
+            while self.releases:
+                term, release = self.releases.popitem()
+                keeper.drop(term)
+                keeper.finish(term, lambda found, release=release: soon(release.ended))  # type: ignore[misc]
+            raise
 
-    def _finish(self, term: Term, release: Release, *, free: bool) -> None:
+    def _own_ended(self, taken: set[Term], *, committed: bool) -> None:
+        """End what the connection granted in its own transaction, which nobody else has seen."""
+        for term in taken:
+            term.unpin()
+            if term in self.releases:
+                continue
+            if committed:
+                keeper.keep(term)
+            else:
+                term.lose("the transaction that it was granted in was rolled back")
+
+    def _conclude(self, term: Term, release: Release, *, committed: bool, free: bool) -> None:
+        if release.written:
+            term.unpin()
+        if not committed and not release.inside and not term.over:
+            release.undone()
+            keeper.replan(term)
+            return
+        if committed and term.handles > 0:  # adopted, and not released again
+            term.lose("its transaction committed an earlier release of it")
+        elif not term.move(State.RELEASED) and not release.inside:
+            return
         keeper.drop(term)
-        if not free or not backend_for(self.connection).private_connection:
-            self.tell.append(release.ended)
+        if (free or not committed) and backend_for(self.connection).private_connection:
+            self._free(term, release)
         else:
-            free_now(term, lambda found: self.tell.append(release.ended))
+            self.tell.append(release.ended)
+
+    def _free(self, term: Term, release: Release) -> None:
+        """Free a row that this process may still own, at once if possible, else by the keeper."""
+        backend = backend_for(self.connection)
+        found = Unlock.PINNED
+        try:
+            found = on_private(term.alias, lambda connection: backend.free(connection, term))
+        except Error as error:
+            logger.info("lock_release_delayed name=%r: %s", term.name, error)
+        finally:
+            if found is Unlock.PINNED:
+                keeper.finish(term, lambda found: soon(release.ended))
+            else:
+                self.tell.append(release.ended)
 
     def _tell(self, how: Callable[[Callable[[], None]], None]) -> None:
         """Send the signals, now that receivers may use the connection again."""
@@ -380,6 +439,7 @@ HOOKS: dict[str, Callable[..., None]] = {
     "_close": Transaction.close,
     "_savepoint_rollback": Transaction.savepoint_rollback,
     "_set_autocommit": Transaction.set_autocommit,
+    "set_autocommit": Transaction.after_set_autocommit,
 }
 
 
@@ -406,11 +466,11 @@ def _hooked(
     hook: Callable[..., None],
     wrapped: Callable[..., None] | None,
 ) -> Callable[..., None]:
-    def hooked(*args: Any) -> None:
+    def hooked(*args: Any, **more: Any) -> None:
         original = wrapped or partial(getattr(type(transaction.connection), name))
         bound = args if wrapped else (transaction.connection, *args)
-        extra = args if name == "_set_autocommit" else ()
-        return hook(transaction, partial(original, *bound), *extra)
+        extra = args[:1] if name.endswith("set_autocommit") else ()
+        return hook(transaction, partial(original, *bound, **more), *extra)
 
     return hooked
 

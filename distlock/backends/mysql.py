@@ -210,6 +210,7 @@ class MySQL(Generic):
             return cursor.fetchone()[0]
 
     def snapshot_isolation(self, connection: BaseDatabaseWrapper) -> bool:
+        connection.ensure_connection()
         physical = connection.connection
         if physical not in self._isolation:
             variable = "tx_isolation" if self._is_mariadb else "transaction_isolation"

@@ -255,6 +255,7 @@ class PostgreSQL(Backend):
             return cursor.fetchone()[0]
 
     def snapshot_isolation(self, connection: BaseDatabaseWrapper) -> bool:
+        connection.ensure_connection()
         physical = connection.connection
         if physical not in self._isolation:
             if physical.isolation_level is not None:  # Django's OPTIONS["isolation_level"]
