@@ -12,9 +12,9 @@ import copy
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import (
     DatabaseError,
@@ -30,6 +30,8 @@ from django.db.utils import load_backend
 
 from .backends import backend_for
 from .background import after_fork
+
+T = TypeVar("T")
 
 LIMIT = 5.0
 """Seconds that a lock statement on a private connection may take."""
@@ -216,6 +218,20 @@ def private(alias: str) -> Private:
     """Return this process's private connection to an alias."""
     with _mutex:
         return _privates.setdefault(alias, Private(alias))
+
+
+def on_private(
+    alias: str, statement: Callable[[BaseDatabaseWrapper], T], limit: float = LIMIT
+) -> T:
+    """Run a lock statement on the private connection: once more if that was gone."""
+    try:
+        with private(alias).use(limit) as connection:
+            return statement(connection)
+    except (OperationalError, InterfaceError) as error:
+        if backend_for(connections[alias]).is_contention(error):
+            raise
+        with private(alias).use(limit) as connection:
+            return statement(connection)
 
 
 def close_private() -> None:

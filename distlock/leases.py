@@ -20,8 +20,9 @@ from .contexts import Context
 from .deadlines import Seconds, clock, seconds
 from .exceptions import LockError, LockLost
 from .keeper import keeper
+from .places import Place, place, warn_about_others
 from .terms import State, Term
-from .transactions import Place, lost_error, place, warn_about_others
+from .transactions import lost_error
 
 if TYPE_CHECKING:
     from typing_extensions import Self

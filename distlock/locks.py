@@ -21,8 +21,8 @@ from .decorators import wrap
 from .exceptions import AlreadyHeld, LockBusy
 from .keeper import can_keep, keeper
 from .leases import Lease
+from .places import Place, place
 from .terms import Key, Term
-from .transactions import Place, place
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.vendor("sqlite")
 
 LAYERS = {
     "edge": "apps admin states checks testing management contrib",
-    "API": "locks leases decorators transactions atomics jobs",
+    "API": "locks leases decorators places transactions atomics jobs",
     "engine": "keeper waiting background connections contexts terms",
     "store": "backends models migrations",
     "ground": "events signals conf exceptions deadlines",

@@ -68,7 +68,7 @@ def test_releasing_in_the_event_loop_by_mistake_can_be_done_again() -> None:
 
 
 def test_an_interrupted_release_is_finished_by_the_keeper(monkeypatch: Any) -> None:
-    from distlock.transactions import Place
+    from distlock.places import Place
 
     def interrupted(self: Any, statement: Any) -> Any:
         raise KeyboardInterrupt

@@ -80,6 +80,7 @@ def test_held_until_the_outermost_block_ends() -> None:
     assert is_free("x")
 
 
+@servers  # SQLite gives LockBusy at once inside a transaction
 def test_no_update_is_lost_when_the_lock_is_inside_the_transaction() -> None:
     Counter.objects.create(name="c", value=0)
 
@@ -92,8 +93,6 @@ def test_no_update_is_lost_when_the_lock_is_inside_the_transaction() -> None:
                 counter.save()
         connections.close_all()
 
-    if connection.vendor == "sqlite":
-        pytest.skip("SQLite gives LockBusy at once inside a transaction")
     threads = [threading.Thread(target=add) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -41,7 +41,7 @@ from ..deadlines import Seconds, jitter
 from ..decorators import Key
 from ..exceptions import AlreadyHeld, LockBusy
 from ..locks import DEFAULT, Default, Lock, lock
-from ..transactions import place
+from ..places import place
 from ._canonical import canonical_name
 
 P = ParamSpec("P")
