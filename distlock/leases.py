@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import Error, connections
+from django.db import Error
 
 from . import signals
 from .backends import backend_for
 from .backends.base import moment_of
 from .background import soon
+from .connections import in_transaction
 from .contexts import Context
 from .deadlines import Seconds, clock, seconds
 from .exceptions import LockError, LockLost
@@ -127,7 +128,7 @@ class Lease:
         then the transaction cannot commit; `RuntimeError` outside a transaction.
         """
         where = place(self._term.alias)
-        if where.transaction is None and not connections[self._term.alias].in_atomic_block:
+        if not in_transaction(where.connection):
             raise RuntimeError(
                 f"guard() of the lock {self.name!r} needs an open transaction on the database "
                 f"{self._term.alias!r}: outside one there is nothing that it could protect."

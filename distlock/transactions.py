@@ -57,6 +57,10 @@ class Release:
     inside: bool
     written: bool = False
 
+    def finished(self, found: Unlock) -> None:
+        """Tell that the keeper has freed it; what is the user's does not run in its thread."""
+        soon(self.ended)
+
 
 @dataclass(eq=False)
 class Transaction:
@@ -257,7 +261,7 @@ class Transaction:
             while self.releases:
                 term, release = self.releases.popitem()
                 keeper.drop(term)
-                keeper.finish(term, lambda found, release=release: soon(release.ended))  # type: ignore[misc]
+                keeper.finish(term, release.finished)
             raise
 
     def _own_ended(self, taken: set[Term], *, committed: bool) -> None:
@@ -298,7 +302,7 @@ class Transaction:
             logger.info("lock_release_delayed name=%r: %s", term.name, error)
         finally:
             if found is Unlock.PINNED:
-                keeper.finish(term, lambda found: soon(release.ended))
+                keeper.finish(term, release.finished)
             else:
                 self.tell.append(release.ended)
 

@@ -372,6 +372,10 @@ class InsideTestCase(TestCase):
             lease.guard()
         assert lock("x").holder() is None
 
+    def test_guard_outside_a_transaction_of_ones_own_is_an_error_here_too(self) -> None:
+        with lock("x") as lease, pytest.raises(RuntimeError, match="transaction"):
+            lease.guard()
+
     def test_busy_for_another_holder(self) -> None:
         lease = lock("x").acquire()
         assert in_thread(lambda: True)
