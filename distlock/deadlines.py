@@ -41,13 +41,20 @@ def seconds(value: Seconds, argument: str, *, positive: bool = False) -> float:
     if isinstance(value, timedelta):
         result = value.total_seconds()
     else:
-        result = math.copysign(math.inf, value) if abs(value) > LONGEST else float(value)
+        result = float(value) if -LONGEST <= value <= LONGEST else _beyond(value)
     if math.isnan(result) or result < 0 or (positive and result == 0):
         bound = "greater than 0" if positive else "0 or greater"
         raise ValueError(f"{argument} must be {bound}, not {value!r}.")
     if result > LONGEST:
         raise ValueError(f"{argument} must be at most ten years ({LONGEST:.0f}), not {value!r}.")
     return result
+
+
+def _beyond(value: float) -> float:
+    """Return what is out of range as an infinity, or NaN; an int may be too large for a float."""
+    if value != value:
+        return math.nan
+    return math.inf if value > 0 else -math.inf
 
 
 class Deadline:

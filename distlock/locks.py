@@ -322,6 +322,8 @@ class Lock:
             raise TypeError(f"note must be a str, not {type(self.note).__name__}.")
         if len(self.note) > LONGEST_NOTE or "\0" in self.note:
             raise ValueError(f"note must have at most {LONGEST_NOTE} characters, and no NUL.")
+        if not self.note.isprintable() and self.note != self.note.encode(errors="replace").decode():
+            raise ValueError(f"note must be encodable as UTF-8: {self.note!r}.")
         if self.using is not None and not isinstance(self.using, str):
             raise TypeError(f"using must be a database alias, not {type(self.using).__name__}.")
 

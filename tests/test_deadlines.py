@@ -88,3 +88,9 @@ def test_jitter_stays_near_and_is_not_always_the_same() -> None:
     assert len(drawn) > 50
     assert max(drawn) - min(drawn) > 0.2
     assert jitter(0) == 0
+
+
+def test_an_int_beyond_every_float_is_refused_like_the_others() -> None:
+    for value in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match="ttl"):
+            seconds(value, "ttl")
