@@ -326,6 +326,8 @@ class Lock:
             raise ValueError(f"note must be encodable as UTF-8: {self.note!r}.")
         if self.using is not None and not isinstance(self.using, str):
             raise TypeError(f"using must be a database alias, not {type(self.using).__name__}.")
+        if self.using is not None:
+            self._alias()
 
 
 def checked_name(name: object) -> str:
