@@ -1,13 +1,13 @@
 """Locks that live in the database of a Django project, and can be released with its work.
 
-What is importable from here is public, with `distlock.signals`, `distlock.testing` and what
-stands in `distlock.contrib`.
+What is importable from here is public, with `distlock.signals`, `distlock.testing`, and what stands
+in `distlock.contrib` and, because it needs Django's apps, in `distlock.fencing`.
 """
 
 from __future__ import annotations
 
 from .backends.base import Holder
-from .exceptions import AlreadyHeld, CommitOutcomeUnknown, LockBusy, LockError, LockLost
+from .exceptions import AlreadyHeld, CommitOutcomeUnknown, LockBusy, LockError, LockLost, StaleToken
 from .leases import Lease
 from .locks import Lock, lock
 
@@ -20,5 +20,6 @@ __all__ = [
     "LockBusy",
     "LockError",
     "LockLost",
+    "StaleToken",
     "lock",
 ]

@@ -30,10 +30,10 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from .arguments import checked_name
 from .backends import backend_for
 from .backends.base import EPOCH, MICROSECOND
 from .conf import settings
-from .locks import checked_name
 from .models import NAMED, DistributedLock
 from .states import MEANING, LockState, duration, microseconds, moment, state_at
 
@@ -237,7 +237,7 @@ class DistributedLockAdmin(ModelAdmin):
     def time_left(self, row: Row) -> str:
         """Return how long the lease still lasts, or how long it has been over."""
         left = microseconds(row.expires_at) - row.now
-        if left <= 0 and not row.owner:
+        if row.state == LockState.FREE:
             return NOTHING
         line = format_html('<span class="distlock-line">{}</span>', duration(abs(left)))
         return line if left > 0 else format_html("{} {}", _("over for"), line)
@@ -264,7 +264,11 @@ class DistributedLockAdmin(ModelAdmin):
         """Return the mean over all grants."""
         return _mean(row.total_wait, row.acquisitions)
 
-    lease = _duration_of("ttl", gettext_lazy("ttl"))
+    @admin.display(description=gettext_lazy("ttl"))
+    def lease(self, row: Row) -> str:
+        """Return the holder's ttl; a release puts something else there."""
+        return duration(row.ttl) if row.owner else NOTHING
+
     longest_held = _duration_of("longest_hold", gettext_lazy("longest time held"))
     longest_waited = _duration_of("longest_wait", gettext_lazy("longest wait"))
 
@@ -282,7 +286,7 @@ class DistributedLockAdmin(ModelAdmin):
                 self._take(request, *chosen)
             return None
         rows: list[Row] = list(queryset[: AT_ONCE + 1])
-        held = [row for row in rows if row.state == LockState.HELD]
+        held = [row for row in rows if row.state in (LockState.HELD, LockState.KEPT)]
         if len(rows) > AT_ONCE:
             text = _("Select at most %s locks at a time.") % AT_ONCE
         elif not held:
@@ -321,11 +325,11 @@ class DistributedLockAdmin(ModelAdmin):
         backend = backend_for(connection)
         try:
             with transaction.atomic(using=alias):
-                if backend.force_release(connection, name, slot, token) is not None:
-                    row = self.model._default_manager.using(alias).get(name=name, slot=slot)
+                row = self.model._default_manager.using(alias).filter(name=name, slot=slot).first()
+                if row and backend.force_release(connection, name, slot, token) is not None:
                     who = f"{row.thread} of process {row.pid} on {row.host}"
                     self.log_change(request, row, f"Force-released: token {token}, {who}.")
-                    told = partial(self._tell, request, name, token, who)
+                    told = partial(self._tell, request, name, token, who, held=bool(row.owner))
                     transaction.on_commit(told, using=alias, robust=True)
                     return
             text = _("The lock %(name)r was left alone: its holder has changed or is done.")
@@ -335,11 +339,13 @@ class DistributedLockAdmin(ModelAdmin):
             text = _("The lock %(name)r was left alone: it is in use by a running transaction.")
         self.message_user(request, text % {"name": name}, messages.ERROR)
 
-    def _tell(self, request: HttpRequest, name: str, token: int, who: str) -> None:
+    def _tell(self, request: HttpRequest, name: str, token: int, who: str, *, held: bool) -> None:
         by = request.user.get_username()
         logger.warning("lock_force_released name=%r token=%s by=%r holder=%r", name, token, by, who)
-        text = _("The lock %(name)r was taken from %(who)s.") % {"name": name, "who": who}
-        self.message_user(request, text, messages.SUCCESS)
+        text = _("The lock %(name)r was taken from %(who)s.")
+        if not held:
+            text = _("The lock %(name)r is free: min_hold kept it after %(who)s.")
+        self.message_user(request, text % {"name": name, "who": who}, messages.SUCCESS)
 
 
 def _chosen(value: str) -> tuple[str, int, int]:

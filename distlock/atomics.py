@@ -8,13 +8,15 @@ makes it durable, and if that never comes there was nothing to protect.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from django.db import connections, transaction
+from django.db import Error, connections, transaction
 
 from .backends import backend_for
-from .connections import in_transaction
+from .connections import in_testcase, in_transaction
+from .hooks import transaction_of
 
 if TYPE_CHECKING:
     from .leases import Lease
@@ -39,9 +41,15 @@ class AtomicBlock:
         self._atomic = transaction.atomic(using=alias, durable=True)
         try:
             self._atomic.__enter__()
+            if not in_testcase(connections[alias]):
+                transaction_of(connections[alias]).open()
             if not backend_for(connections[alias]).private_connection:
                 lease.guard()  # one writer at a time: a renewal would wait for this transaction
         except BaseException:
+            if self._atomic in connections[alias].atomic_blocks:
+                self._atomic.__exit__(*sys.exc_info())
+            else:
+                self._leave()
             lease.__exit__(*sys.exc_info())
             raise
 
@@ -55,9 +63,24 @@ class AtomicBlock:
         try:
             self._end(exc_type, exc, traceback)
         except BaseException:
+            self._leave()
             self._lease.__exit__(*sys.exc_info())
             raise
         self._lease.__exit__(exc_type, exc, traceback)
+
+    def _leave(self) -> None:
+        """Make sure that the block has ended: an interrupt may have come before it could begin to.
+
+        See Note [Interrupts] in `hooks.py`.
+        """
+        connection = connections[self._alias]
+        if in_testcase(connection):
+            return
+        if connection.in_atomic_block:  # the outermost block is this one
+            connection.in_atomic_block = False
+            connection.close()
+        with suppress(Error):
+            connection.get_autocommit()
 
     def _end(
         self,

@@ -30,11 +30,15 @@ from django.db.utils import load_backend
 
 from .backends import backend_for
 from .background import after_fork
+from .deadlines import Deadline, clock
+from .limits import Opener, watch
 
 T = TypeVar("T")
 
 LIMIT = 5.0
-"""Seconds that a lock statement on a private connection may take."""
+"""Seconds that a use of a private connection may take."""
+SERVERS_SHARE = 0.8
+"""Of that, what the server has for a statement: it shall give up before its client does."""
 
 
 def in_transaction(connection: BaseDatabaseWrapper) -> bool:
@@ -67,48 +71,68 @@ def is_broken(connection: BaseDatabaseWrapper) -> bool:
         return True
 
 
+class TooSlow(OperationalError):
+    """A private connection gave no turn, did not open or did not answer in time."""
+
+
 class Private:
     """The private connection to one alias. Threads take turns; the keeper goes first."""
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
+        # Asked here and now: on MariaDB it may take a statement on the caller's own connection.
+        self.backend = backend_for(connections[alias])
+        self._opener = Opener(self._unopened)
         self._turn = threading.Condition()
         self._taken_by: int | None = None
         self._keeper_waits = False
         self._connection: BaseDatabaseWrapper | None = None
+        self._wire: socket.socket | None = None
+        self._used = 0.0
+        self.patience = LIMIT
+        """Seconds that the keeper can wait for a thread that has its turn and no answer."""
         self.identity: Any = None
         """The lock table that this connection reaches, once somebody has asked."""
 
     @contextmanager
     def use(self, limit: float = LIMIT, *, keeper: bool = False) -> Iterator[BaseDatabaseWrapper]:
-        """Yield the connection, for lock statements that may take `limit` seconds together.
+        """Yield the connection, for lock statements; it all may take `limit` seconds together.
 
-        Raises `OperationalError` if there is no turn or no answer in that time.
+        Raises `TooSlow` if there is no turn, no connection or no answer in that time.
         """
+        deadline = Deadline(limit)
         try:
-            self._take(limit, keeper)
-            connection = self._opened()
-            backend = backend_for(connection)
-            with cut_off_after(limit, connection), backend.bounded(connection, limit):
+            self._take(deadline, keeper)
+            limit = deadline.left if keeper else min(deadline.left, self.patience)
+            deadline = Deadline(limit)
+            with self._bounded(self._opened(deadline), deadline.left) as connection:
                 yield connection
-        except BaseException as error:
-            if self._taken_by == threading.get_ident() and self._is_spoilt(error):
-                self.close()
-            raise
+        except (OperationalError, InterfaceError) as error:
+            if deadline.left > limit / 4 or self.backend.is_contention(error):
+                raise
+            raise TooSlow(
+                f"No answer on distlock's connection to {self._alias!r} in {limit:.2g} s: {error}"
+            ) from error
         finally:
             self._give()
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""
         connection, self._connection = self._connection, None
+        wire, self._wire = self._wire, None
+        self._opener.close()
         if connection is not None:
             with suppress(Exception):
                 connection.close()
+        if wire is not None:
+            wire.close()
 
-    def close_if_unused(self) -> None:
-        """Close the connection unless a statement runs on it."""
+    def close_if_unused(self, seconds: float = 0.0) -> None:
+        """Close the connection unless a statement runs on it, or did in the last `seconds`."""
+        if clock() - self._used < seconds:
+            return
         try:
-            self._take(0.0, keeper=False)
+            self._take(Deadline(0.0), keeper=False)
             self.close()
         except OperationalError:
             return
@@ -117,30 +141,49 @@ class Private:
 
     def forget(self) -> None:
         """Drop the connection in a forked child without a byte on the wire; see Note [Fork]."""
-        connection, self._connection = self._connection, None
-        physical = connection.connection if connection is not None else None
-        if physical is not None:
-            _inherited.append(physical)
-            with suppress(Exception):
-                nowhere = os.open(os.devnull, os.O_RDWR)
-                os.dup2(nowhere, physical.fileno())
-                os.close(nowhere)
+        if self._wire is not None:
+            self._wire.close()
+        for connection in (self._connection, self._opener.forget()):
+            physical = connection.connection if connection is not None else None
+            if physical is not None:
+                _inherited.append(physical)
+                with suppress(Exception):
+                    nowhere = os.open(os.devnull, os.O_RDWR)
+                    os.dup2(nowhere, physical.fileno())
+                    os.close(nowhere)
+        self._connection = self._wire = None
 
-    def _take(self, limit: float, keeper: bool) -> None:
+    @contextmanager
+    def _bounded(
+        self, connection: BaseDatabaseWrapper, limit: float
+    ) -> Iterator[BaseDatabaseWrapper]:
+        on_server = backend_for(connection).bounded(connection, limit * SERVERS_SHARE)
+        try:
+            with watch.cut_off_after(limit, self._wire), on_server:
+                yield connection
+        except BaseException as error:
+            # An interrupt may stop between two messages. After most errors of a statement the
+            # connection would be fit for use, but to ask it may take for ever.
+            if not isinstance(error, DataError | IntegrityError) and (
+                not self.backend.is_contention(error)
+            ):
+                self.close()
+            raise
+
+    def _take(self, deadline: Deadline, keeper: bool) -> None:
         with self._turn:
             if keeper:
                 self._keeper_waits = True
             try:
                 mine = self._turn.wait_for(
-                    lambda: self._taken_by is None and (keeper or not self._keeper_waits), limit
+                    lambda: self._taken_by is None and (keeper or not self._keeper_waits),
+                    deadline.left,
                 )
             finally:
                 if keeper:
                     self._keeper_waits = False
             if not mine:
-                raise OperationalError(
-                    f"distlock's connection to {self._alias!r} was busy for {limit:.1f} s."
-                )
+                raise OperationalError("another thread was using it.")
             self._taken_by = threading.get_ident()
 
     def _give(self) -> None:
@@ -148,65 +191,43 @@ class Private:
         with self._turn:
             if self._taken_by == threading.get_ident():
                 self._taken_by = None
+                self._used = clock()
                 self._turn.notify_all()
 
-    def _is_spoilt(self, error: BaseException) -> bool:
-        """Whether the connection may be out of step: an interrupt may stop between two messages."""
-        if self._connection is None or isinstance(error, DataError | IntegrityError):
-            return False
-        if not isinstance(error, OperationalError | InterfaceError):
-            return True
-        return is_broken(self._connection)
-
-    def _opened(self) -> BaseDatabaseWrapper:
-        wanted = connections.settings[self._alias]
+    def _opened(self, deadline: Deadline) -> BaseDatabaseWrapper:
         current = self._connection
-        if current is not None and current.settings_dict["NAME"] != wanted["NAME"]:
-            self.close()  # the test runner has moved the alias to another database
-            current = None
-        if current is None:
-            current = self._connection = open_private(self._alias)
-        return current
+        if current is not None and (current.connection is None or self._is_moved(current)):
+            self.close()
+        if self._connection is None:
+            opened = self._opener.open(deadline.left)
+            self._wire, self.identity = _wire_of(opened), None
+            self._connection = opened
+        return self._connection
+
+    def _is_moved(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether the alias means another database now, as when a test runner begins and ends."""
+        wanted = connections.settings[self._alias]["NAME"]
+        return bool(connection.settings_dict["NAME"] != wanted)
+
+    def _unopened(self) -> BaseDatabaseWrapper:
+        """Return a connection that nothing else knows of, with the settings as they are now."""
+        settings_dict: dict[str, Any] = copy.deepcopy(connections.settings[self._alias])
+        settings_dict["AUTOCOMMIT"] = True
+        settings_dict["ATOMIC_REQUESTS"] = False
+        self.backend.private_settings(settings_dict)
+        connection = load_backend(settings_dict["ENGINE"]).DatabaseWrapper(
+            settings_dict, self._alias
+        )
+        assert isinstance(connection, BaseDatabaseWrapper)
+        connection.inc_thread_sharing()
+        return connection
 
 
-def open_private(alias: str) -> BaseDatabaseWrapper:
-    """Return a new connection to an alias that nothing else knows of. The caller closes it."""
-    public = connections[alias]
-    settings_dict: dict[str, Any] = copy.deepcopy(public.settings_dict)
-    settings_dict["AUTOCOMMIT"] = True
-    settings_dict["ATOMIC_REQUESTS"] = False
-    backend_for(public).private_settings(settings_dict)
-    connection = load_backend(settings_dict["ENGINE"]).DatabaseWrapper(settings_dict, alias)
-    assert isinstance(connection, BaseDatabaseWrapper)
-    connection.inc_thread_sharing()
-    return connection
-
-
-@contextmanager
-def cut_off_after(limit: float, connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Shut the connection's socket down if the block takes longer than `limit` seconds.
-
-    The server has a limit of its own, but a server that stands still, or a network that swallows
-    packets, does not keep it.
-    """
-    connection.ensure_connection()
+def _wire_of(connection: BaseDatabaseWrapper) -> socket.socket | None:
+    """Return another handle on the connection's socket, if it has one."""
     if not hasattr(connection.connection, "fileno"):
-        yield
-        return
-    wire = socket.socket(fileno=os.dup(connection.connection.fileno()))
-    timer = threading.Timer(limit + 0.5, _shut_down, [wire])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        wire.close()
-
-
-def _shut_down(wire: socket.socket) -> None:
-    with suppress(OSError):
-        wire.shutdown(socket.SHUT_RDWR)
+        return None
+    return socket.socket(fileno=socket.dup(connection.connection.fileno()))
 
 
 _privates: dict[str, Private] = {}
@@ -216,22 +237,28 @@ _inherited: list[Any] = []
 
 def private(alias: str) -> Private:
     """Return this process's private connection to an alias."""
-    with _mutex:
-        return _privates.setdefault(alias, Private(alias))
+    found = _privates.get(alias)
+    if found is None:
+        made = Private(alias)
+        with _mutex:
+            found = _privates.setdefault(alias, made)
+    return found
 
 
 def on_private(
     alias: str, statement: Callable[[BaseDatabaseWrapper], T], limit: float = LIMIT
 ) -> T:
-    """Run a lock statement on the private connection: once more if that was gone."""
-    try:
-        with private(alias).use(limit) as connection:
-            return statement(connection)
-    except (OperationalError, InterfaceError) as error:
-        if backend_for(connections[alias]).is_contention(error):
-            raise
-        with private(alias).use(limit) as connection:
-            return statement(connection)
+    """Run a lock statement on the private connection; again if it was gone, or cut short."""
+    one, deadline, tries = private(alias), Deadline(limit), 0
+    while True:
+        tries += 1
+        try:
+            with one.use(limit) as connection:
+                return statement(connection)
+        except (OperationalError, InterfaceError) as error:
+            in_time = isinstance(error, TooSlow) and deadline.left > 0
+            if one.backend.is_contention(error) or not (tries == 1 or in_time):
+                raise
 
 
 def close_private() -> None:

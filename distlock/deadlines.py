@@ -15,6 +15,9 @@ from datetime import timedelta
 
 Seconds = int | float | timedelta
 
+SHORTEST = 0.001
+"""Of a lease: what the coarsest clock of a database can count, that of SQLite."""
+
 LONGEST = 10 * 365 * 24 * 3600.0
 """Ten years: far below what overflows a database's interval."""
 
@@ -32,7 +35,7 @@ def seconds(value: Seconds, argument: str, *, positive: bool = False) -> float:
     """Return a duration as float seconds.
 
     Raises `TypeError` for anything but int, float and timedelta, and `ValueError` for a negative
-    one (with `positive`, also for zero), NaN, or more than ten years.
+    one, NaN, or more than ten years; with `positive`, also for less than a millisecond.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         raise TypeError(
@@ -45,6 +48,8 @@ def seconds(value: Seconds, argument: str, *, positive: bool = False) -> float:
     if math.isnan(result) or result < 0 or (positive and result == 0):
         bound = "greater than 0" if positive else "0 or greater"
         raise ValueError(f"{argument} must be {bound}, not {value!r}.")
+    if positive and result < SHORTEST:
+        raise ValueError(f"{argument} must be at least a millisecond ({SHORTEST}), not {value!r}.")
     if result > LONGEST:
         raise ValueError(f"{argument} must be at most ten years ({LONGEST:.0f}), not {value!r}.")
     return result

@@ -4,6 +4,7 @@
     ├── LockBusy                 not granted before the end of the wait; also a TimeoutError
     ├── AlreadyHeld              this thread or task holds it already
     ├── LockLost                 the lease is not provably ours any more; also a DatabaseError
+    ├── StaleToken               a later holder has written already; also a DatabaseError
     └── CommitOutcomeUnknown     the answer to COMMIT never came; also a DatabaseError
 
 Each carries one message in `args`, so that pickle, copy and Celery's `cls(*args)` can make it
@@ -19,7 +20,14 @@ from django.db import DatabaseError
 if TYPE_CHECKING:
     from .backends.base import Holder
 
-__all__ = ["AlreadyHeld", "CommitOutcomeUnknown", "LockBusy", "LockError", "LockLost"]
+__all__ = [
+    "AlreadyHeld",
+    "CommitOutcomeUnknown",
+    "LockBusy",
+    "LockError",
+    "LockLost",
+    "StaleToken",
+]
 
 
 class LockError(Exception):
@@ -76,6 +84,29 @@ class LockLost(LockError, DatabaseError):
         super().__init__(message, name=name)
         self.token = token
         self.reason = reason
+
+
+class StaleToken(LockError, DatabaseError):
+    """A write under a fence came too late: `seen`, a newer token than `token`, was there first.
+
+    A `DatabaseError` for the same reason as `LockLost`. `name` is `None` where only the token is
+    known.
+    """
+
+    token: int | None = None
+    seen: int | None = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        name: str | None = None,
+        token: int | None = None,
+        seen: int | None = None,
+    ) -> None:
+        super().__init__(message, name=name)
+        self.token = token
+        self.seen = seen
 
 
 class CommitOutcomeUnknown(LockError, DatabaseError):

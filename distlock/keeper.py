@@ -1,12 +1,14 @@
-"""The keeper: one thread per process that renews every lease, and finishes interrupted releases.
+"""The keeper: a thread per database that renews every lease, and finishes interrupted releases.
 
 Each lease is renewed every third of its ttl; all leases of a database that are due, or soon will
 be, go in one statement on the private connection (`connections.py`). What Note [Trust window] in
 `terms.py` calls unknown is tried again within a tenth of the ttl. A statement may take a third of
-the shortest trust left; then its connection is given up for a new one.
+the shortest trust left; then its connection is given up for a new one. A database that does not
+answer keeps no other waiting: each has a thread of its own.
 
 A release whose transaction broke off is finished here too: compare-and-set, again and again while
-the server still has the row pinned, never past a session whose COMMIT may be on the wire.
+the server still has the row pinned, never past a session whose COMMIT may be on the wire, and
+never while a renewal is due.
 
 The keeper sends no signal and calls nothing of the user's.
 """
@@ -16,7 +18,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 
 from django.db import Error, connections
@@ -24,100 +25,137 @@ from django.db import Error, connections
 from .backends import backend_for
 from .backends.base import Unlock
 from .background import Background, after_fork
-from .connections import LIMIT, close_private, private
+from .connections import LIMIT, private
 from .deadlines import clock
 from .terms import State, Term
 
 logger = logging.getLogger("distlock")
+
+Done = Callable[[Unlock], None]
 
 BATCH = 500
 """Leases in one statement."""
 AGAIN = 0.05
 """Seconds between two looks at a row that a broken transaction still pins."""
 IDLE = 60.0
+"""Seconds after which a private connection that nobody uses is closed."""
 
 
 class Keeper:
-    """Everything that this process must keep doing for its leases."""
+    """What this process must keep doing for its leases, database by database."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._terms: set[Term] = set()
-        self._broken: dict[Term, Callable[[Unlock], None]] = {}
-        self._planned = 0.0
-        self._thread = Background("distlock-keeper", self._step, close_private)
+        self._rounds: dict[str, Rounds] = {}
 
     def keep(self, term: Term) -> None:
         """Renew a term until it is dropped, and notice when it is lost."""
+        self.rounds(term.alias).keep(term)
+
+    def replan(self, term: Term) -> None:
+        """Look again when a kept term is due, which may be sooner than it was."""
+        if rounds := self._rounds.get(term.alias):
+            rounds.replan(term)
+
+    def drop(self, term: Term) -> None:
+        """Leave a term alone from now on."""
+        if rounds := self._rounds.get(term.alias):
+            rounds.drop(term)
+
+    def finish(self, term: Term, done: Done) -> None:
+        """Free a row whose transaction did not commit, as soon as the server has ended it.
+
+        `done` is called in the keeper's thread, and must hand what is the user's to `soon`.
+        """
+        self.rounds(term.alias).finish(term, done)
+
+    def rounds(self, alias: str) -> Rounds:
+        """Return the rounds that the keeper makes in one database."""
+        found = self._rounds.get(alias)
+        if found is None:
+            made = Rounds(alias)
+            with self._mutex:
+                found = self._rounds.setdefault(alias, made)
+        return found
+
+
+class Rounds:
+    """The keeper's thread for one database."""
+
+    def __init__(self, alias: str) -> None:
+        self._mutex = threading.Lock()
+        self._private = private(alias)
+        self._terms: set[Term] = set()
+        self._broken: dict[Term, Done] = {}
+        self._planned = 0.0
+        self._thread = Background(
+            f"distlock-keeper-{alias}", self._step, self._private.close_if_unused
+        )
+
+    def keep(self, term: Term) -> None:
+        """See `Keeper.keep`."""
         with self._mutex:
             self._terms.add(term)
             sooner = _next(term) < self._planned
+        self._private.patience = min(self._private.patience, _patience(term))
         self._thread.ensure_started()
         if sooner:
             self._thread.wake()
 
     def replan(self, term: Term) -> None:
-        """Look again when a kept term is due, which may be sooner than it was."""
+        """See `Keeper.replan`."""
         with self._mutex:
             sooner = term in self._terms and _next(term) < self._planned
         if sooner:
             self._thread.wake()
 
     def drop(self, term: Term) -> None:
-        """Leave a term alone from now on."""
+        """See `Keeper.drop`."""
         with self._mutex:
             self._terms.discard(term)
+            if not self._terms:
+                self._private.patience = LIMIT
 
-    def finish(self, term: Term, done: Callable[[Unlock], None]) -> None:
-        """Free a row whose transaction did not commit, as soon as the server has ended it.
-
-        `done` is called in the keeper's thread, and must hand what is the user's to `soon`.
-        """
+    def finish(self, term: Term, done: Done) -> None:
+        """See `Keeper.finish`."""
         with self._mutex:
             self._broken[term] = done
         self._thread.ensure_started()
         self._thread.wake()
 
-    def stop(self) -> None:
-        """Stop renewing; called at exit."""
-        self._thread.stop()
-
     # -- the thread ------------------------------------------------------------------------------
 
     def _step(self) -> float:
-        with self._mutex:
-            self._terms = {term for term in self._terms if not (term.over or term.abandoned)}
-            terms = list(self._terms)
-            broken = list(self._broken.items())
-        for alias, due in self._due(terms).items():
-            for start in range(0, len(due), BATCH):
-                self._renew(alias, due[start : start + BATCH])
-        for term, done in broken:
-            self._finish(term, done)
+        terms = self._kept()
+        self._private.patience = min([LIMIT, *map(_patience, terms)])
+        due = self._due(terms)
+        for start in range(0, len(due), BATCH):
+            self._renew(due[start : start + BATCH], _limit(terms))
+        self._finish_until(min(map(_next, terms), default=math.inf), _limit(terms))
+        self._private.close_if_unused(IDLE)
         return self._delay()
 
-    def _due(self, terms: list[Term]) -> dict[str, list[Term]]:
-        """Return, by alias, what to renew: a lease that is due takes along those that soon are."""
-        now = clock()
-        due: dict[str, list[Term]] = defaultdict(list)
-        for term in terms:
-            if term.pins or term.lost:
-                continue
-            if now >= term.next_renewal - term.ttl / 10:
-                due[term.alias].append(term)
-        return {
-            alias: group
-            for alias, group in due.items()
-            if any(term.next_renewal <= now for term in group)
-        }
+    def _kept(self) -> list[Term]:
+        with self._mutex:
+            self._terms = {term for term in self._terms if not (term.over or term.abandoned)}
+            return list(self._terms)
 
-    def _renew(self, alias: str, terms: list[Term]) -> None:
+    def _due(self, terms: list[Term]) -> list[Term]:
+        """Return what to renew: a lease that is due takes along those that soon are."""
+        now = clock()
+        wanted = [term for term in terms if not (term.pins or term.lost)]
+        if all(term.next_renewal > now for term in wanted):
+            return []
+        soon = [term for term in wanted if now >= term.next_renewal - term.ttl / 10]
+        return sorted(soon, key=lambda term: term.trusted_until)
+
+    def _renew(self, terms: list[Term], limit: float) -> None:
         requested = clock()
-        limit = min(LIMIT, max(0.05, min(term.remaining for term in terms) / 3))
         try:
-            with private(alias).use(limit, keeper=True) as connection:
+            with self._private.use(limit, keeper=True) as connection:
                 renewed = backend_for(connection).renew(connection, terms)
         except Error as error:
+            alias = terms[0].alias
             logger.warning("lock_renewal_failed alias=%r leases=%d: %s", alias, len(terms), error)
             for term in terms:
                 term.unknown()
@@ -131,21 +169,30 @@ class Keeper:
             else:
                 term.confirm(requested, expires)
 
-    def _finish(self, term: Term, done: Callable[[Unlock], None]) -> None:
-        """Try once to free the row. Once its expiry has passed, there is nothing left to free."""
-        found = Unlock.GONE
-        if clock() < term.trusted_until + 2.0:
-            try:
-                with private(term.alias).use(keeper=True) as connection:
-                    found = backend_for(connection).free(connection, term)
-            except Error as error:
-                logger.info("lock_release_delayed name=%r: %s", term.name, error)
-                return
-        if found is Unlock.PINNED:
-            return
+    def _finish_until(self, due: float, limit: float) -> None:
+        """Try once to free each row, until a renewal is due or one try has had no answer.
+
+        Who had none comes last the next time.
+        """
         with self._mutex:
-            self._broken.pop(term, None)
-        done(found)
+            broken = list(self._broken.items())
+        for term, done in broken:
+            if clock() >= due:
+                return
+            found = Unlock.GONE  # once its expiry has passed there is nothing left to free
+            if clock() < term.trusted_until + 2.0:
+                try:
+                    with self._private.use(limit, keeper=True) as connection:
+                        found = backend_for(connection).free(connection, term)
+                except Error as error:
+                    logger.info("lock_release_delayed name=%r: %s", term.name, error)
+                    with self._mutex:
+                        self._broken[term] = self._broken.pop(term)
+                    return
+            if found is not Unlock.PINNED:
+                with self._mutex:
+                    self._broken.pop(term, None)
+                done(found)
 
     def _delay(self) -> float:
         now = clock()
@@ -160,6 +207,20 @@ def _next(term: Term) -> float:
     if term.pins:
         return clock() + term.ttl / 3
     return math.inf if term.over else min(term.next_renewal, term.trusted_until)
+
+
+def _limit(terms: list[Term]) -> float:
+    """Return how long a statement may take: a third of the shortest trust that is to be renewed.
+
+    Whichever lease it is for: while it hangs, none is renewed.
+    """
+    trust = [term.remaining for term in terms if term.next_renewal < math.inf and not term.over]
+    return min([LIMIT, *(max(0.05, seconds / 3) for seconds in trust)])
+
+
+def _patience(term: Term) -> float:
+    """Return how long a user's statement may keep the connection from renewing this lease."""
+    return max(0.25, term.ttl / 6) if term.renews else LIMIT
 
 
 keeper = Keeper()

@@ -26,6 +26,7 @@ from .terms import State, Term
 from .transactions import lost_error
 
 if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
     from typing_extensions import Self
 
 logger = logging.getLogger("distlock")
@@ -45,7 +46,7 @@ class Lease:
         self._released = not shares
         self._mutex = threading.Lock()
         if shares:
-            term.share()
+            term.share(self)
             context.remember(term)
 
     def __repr__(self) -> str:
@@ -117,6 +118,9 @@ class Lease:
                 "locked. It still is yours; try again when that has ended.",
                 name=self.name,
             )
+        if where.own and where.transaction is not None:
+            where.transaction.renew(term, requested, expires, span)
+            return
         term.confirm(requested, expires, ttl=span)
         keeper.replan(term)
 
@@ -125,7 +129,8 @@ class Lease:
 
         The caller must be inside a transaction on the lock's database, and should call this
         before the writes that the lock protects. Raises `LockLost` if the lease is not held, and
-        then the transaction cannot commit; `RuntimeError` outside a transaction.
+        then the transaction cannot commit; `LockError` if its snapshot is older than the lock;
+        `RuntimeError` outside a transaction.
         """
         where = place(self._term.alias)
         if not in_transaction(where.connection):
@@ -133,6 +138,8 @@ class Lease:
                 f"guard() of the lock {self.name!r} needs an open transaction on the database "
                 f"{self._term.alias!r}: outside one there is nothing that it could protect."
             )
+        if where.transaction is not None and self._term in where.transaction.releases:
+            return  # the release guards it
         if self._released:
             raise self._loss()
         if where.transaction is not None:
@@ -148,20 +155,20 @@ class Lease:
         it rolls back, a lease that was taken before it is held again. Raises `LockLost` if the
         lease was lost: what was done under it may have been done twice.
         """
-        with self._mutex:
-            if self._released:
-                return
-            self._released = True
-        if self._term.inherited:
-            raise self._loss()
-        if self._term.unshare() > 0 or self._term.state is State.RELEASED:
-            if self._term.lost:
-                raise self._loss()
-            return
         try:
-            self._end()
+            with self._mutex:
+                if self._released:
+                    return
+                self._released = True
+            self._give_back()
+        except LockLost:
+            raise
         except SynchronousOnlyOperation:  # nothing was sent: the right call may follow
             self._undone()
+            raise
+        except BaseException:
+            if self._released:
+                self._go_on_giving_back()
             raise
 
     def __enter__(self) -> Self:
@@ -190,7 +197,7 @@ class Lease:
         # The collector calls this in any thread, at any point: it may take no lock of the keeper's.
         if getattr(self, "_released", True) or self._term.over or self._term.inherited:
             return
-        if self._term.unshare() == 0:
+        if self._term.unshare(self) == 0:
             self._term.abandon()
             self._context.forget(self._term)
             warnings.warn(
@@ -203,29 +210,35 @@ class Lease:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def _end(self) -> None:
-        """Release by the connection's state, now. Whatever interrupts it, somebody goes on."""
+    def _give_back(self) -> None:
+        """Release by the connection's state, now, if nobody else has a handle of the term."""
         term = self._term
-        where = place(term.alias)
-        self._context.forget(term)
-        try:
+        if term.inherited:
+            raise self._loss()
+        if term.unshare(self) == 0 and term.state is not State.RELEASED:
+            where = place(term.alias)
+            self._context.forget(term)
             warn_about_others(term)
-            if where.connection.closed_in_transaction:
+            if _is_cut_off(where):
                 self._leave_to_keeper()
             elif where.transaction is not None:
                 where.transaction.release(term, self._ended, self._undone)
             else:
                 self._release_alone(where)
-        except (LockLost, SynchronousOnlyOperation):
-            raise
-        except BaseException:
-            if where.transaction is not None and not where.connection.closed_in_transaction:
-                where.transaction.file(term, self._ended, self._undone)
-            elif not where.own:
-                self._leave_to_keeper()
-            raise
         if term.lost:
             raise self._loss()
+
+    def _go_on_giving_back(self) -> None:
+        """See to it that a release that was interrupted, or failed, is finished by somebody."""
+        term = self._term
+        if term.unshare(self) or term.over:
+            return
+        self._context.forget(term)
+        where = place(term.alias)
+        if where.transaction is not None and not _is_cut_off(where):
+            where.transaction.file(term, self._ended, self._undone)
+        elif not where.own:
+            self._leave_to_keeper()
 
     def _release_alone(self, where: Place) -> None:
         """Release in a transaction of its own, or in the one that `TestCase` keeps open."""
@@ -233,15 +246,24 @@ class Lease:
         lost = term.lost
         term.move(State.RELEASING)  # a renewal that is under way must not take it for a loss
         keeper.drop(term)
+        sent = 0
+
+        def release(connection: BaseDatabaseWrapper) -> bool:
+            nonlocal sent
+            sent += 1
+            return backend.release(connection, term, alone=not where.own)
+
         try:
-            ours = where.run(lambda c: backend.release(c, term, alone=not where.own))
+            ours = where.run(release)
         except Error:
             if where.own or lost or backend.in_memory(where.connection):
                 raise
             logger.warning("lock_release_delayed name=%r", term.name, exc_info=True)
             self._leave_to_keeper()
             return
-        if lost or not ours:
+        # Sent twice: the first answer was lost, and if that release took effect, the row may have
+        # been granted since. Its holder was done while it could still trust its lease.
+        if lost or not (ours or sent > 1):
             term.lose("the row has another owner")
             raise self._loss()
         self._ended()
@@ -260,7 +282,7 @@ class Lease:
     def _undone(self) -> None:
         """Take back a release that did not happen: the lease goes on."""
         self._term.move(State.HELD)
-        self._term.share()
+        self._term.share(self)
         self._context.remember(self._term)
         self._released = False
 
@@ -276,3 +298,8 @@ class Lease:
         elif term.state is State.RELEASED:
             term.reason = "it was released"
         return lost_error(term)
+
+
+def _is_cut_off(where: Place) -> bool:
+    """Whether the connection was closed amid a transaction whose block has not ended yet."""
+    return where.connection.closed_in_transaction and where.connection.in_atomic_block

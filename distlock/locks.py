@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from django.db import connections
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import Error, InterfaceError, OperationalError
 
 from . import contexts, signals, waiting
+from .arguments import (
+    DEFAULT,
+    Default,
+    Name,
+    checked_alias,
+    checked_key,
+    checked_name,
+    checked_note,
+    checked_on_busy,
+    flag_of,
+    known_alias,
+    wait_of,
+)
 from .atomics import AtomicBlock, refuse_nesting
 from .backends import backend_for
 from .backends.base import Claim, Grant, Holder
@@ -18,7 +32,7 @@ from .background import soon
 from .conf import settings
 from .deadlines import Deadline, Seconds, clock, seconds
 from .decorators import wrap
-from .exceptions import AlreadyHeld, LockBusy
+from .exceptions import AlreadyHeld, LockBusy, LockError
 from .keeper import can_keep, keeper
 from .leases import Lease
 from .places import Place, place
@@ -26,20 +40,6 @@ from .terms import Key, Term
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-Name = str | Callable[[Mapping[str, Any]], str]
-
-
-class Default:
-    """Stands for "as the settings say" in a signature."""
-
-    def __repr__(self) -> str:
-        return "<from settings>"
-
-
-DEFAULT = Default()
-LONGEST_NAME = 255
-LONGEST_NOTE = 255
 
 
 def lock(
@@ -77,22 +77,20 @@ def lock(
 
     Raises `ValueError` or `TypeError` that names the argument.
     """
-    described = Lock(
-        name=name,
+    return Lock(
+        name=checked_key(name),
         ttl=None if isinstance(ttl, Default) else seconds(ttl, "ttl", positive=True),
-        wait=_wait(wait),
-        renew=_flag(renew, "renew"),
-        atomic=_flag(atomic, "atomic") or False,
-        reentrant=_flag(reentrant, "reentrant") or False,
+        wait=wait_of(wait),
+        renew=flag_of(renew, "renew"),
+        atomic=flag_of(atomic, "atomic") or False,
+        reentrant=flag_of(reentrant, "reentrant") or False,
         min_hold=0.0 if min_hold is None else seconds(min_hold, "min_hold"),
         max_hold=None if max_hold is None else seconds(max_hold, "max_hold", positive=True),
-        crash_safe=_flag(crash_safe, "crash_safe"),
-        on_busy=on_busy,
-        note=note,
-        using=using,
+        crash_safe=flag_of(crash_safe, "crash_safe"),
+        on_busy=checked_on_busy(on_busy),
+        note=checked_note(note),
+        using=checked_alias(using),
     )
-    described._validate()
-    return described
 
 
 class Block(Protocol):
@@ -133,9 +131,13 @@ class Lock:
 
         The caller must release it. Raises `LockBusy` when the wait is over, `AlreadyHeld` if this
         thread or task has the lock, and what the database raises if it cannot be asked.
+
+        Inside a REPEATABLE READ or SERIALIZABLE transaction it raises `LockError`, for what that
+        reads may be older than the lock. Their level is known once per connection; one that is set
+        with SET TRANSACTION is not noticed, and is the caller's own affair: take the lock first.
         """
         self._refuse_atomic("acquire()")
-        return self._acquire(_wait(wait))
+        return self._acquire(wait_of(wait))
 
     def try_acquire(self) -> Lease | None:
         """Return a lease if the lock is free now, else `None`. The caller must release it."""
@@ -226,7 +228,14 @@ class Lock:
             grant = where.grant(claim, waited)
             return None if grant is None else (grant, waited)
 
-        granted = waiting.wait_for(attempt, deadline)
+        try:
+            granted = waiting.wait_for(attempt, deadline)
+        except (LockError, SynchronousOnlyOperation):
+            raise
+        except BaseException as error:
+            if not isinstance(error, Error) or isinstance(error, OperationalError | InterfaceError):
+                self._forsake(where, claim, requested)
+            raise
         if granted is None:
             return None
         grant, waited = granted
@@ -284,13 +293,16 @@ class Lock:
         signals.lock_acquired.send_robust(sender=Lock, lease=lease, waited=waited)
         return lease
 
+    def _forsake(self, where: Place, claim: Claim, requested: float) -> None:
+        """Let the keeper free what an acquire that broke off may have been granted."""
+        alias = where.connection.alias
+        if not where.own and can_keep(alias):
+            keeper.finish(self._term(alias, claim, Grant(0, 0, 0), requested), lambda found: None)
+
     # -- what the arguments mean -----------------------------------------------------------------
 
     def _alias(self) -> str:
-        alias = self.using or settings().USING
-        if alias not in connections:
-            raise ValueError(f"using={alias!r} is not in DATABASES; it has {list(connections)}.")
-        return alias
+        return self.using or known_alias(settings().USING)
 
     def _ttl(self) -> float:
         return seconds(settings().TTL, "TTL") if self.ttl is None else self.ttl
@@ -310,54 +322,6 @@ class Lock:
                 f"{method} cannot run a body in a transaction. Use a lock with atomic=True in a "
                 "with block or as a decorator."
             )
-
-    def _validate(self) -> None:
-        if isinstance(self.name, str):
-            checked_name(self.name)
-        elif not callable(self.name):
-            raise TypeError(f"name must be a str or a callable, not {type(self.name).__name__}.")
-        if self.on_busy not in ("raise", "skip"):
-            raise ValueError(f'on_busy must be "raise" or "skip", not {self.on_busy!r}.')
-        if not isinstance(self.note, str):
-            raise TypeError(f"note must be a str, not {type(self.note).__name__}.")
-        if len(self.note) > LONGEST_NOTE or "\0" in self.note:
-            raise ValueError(f"note must have at most {LONGEST_NOTE} characters, and no NUL.")
-        if not self.note.isprintable() and self.note != self.note.encode(errors="replace").decode():
-            raise ValueError(f"note must be encodable as UTF-8: {self.note!r}.")
-        if self.using is not None and not isinstance(self.using, str):
-            raise TypeError(f"using must be a database alias, not {type(self.using).__name__}.")
-        if self.using is not None:
-            self._alias()
-
-
-def checked_name(name: object) -> str:
-    """Return a name that every database stores as it is. Raises `TypeError` or `ValueError`."""
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a str, not {type(name).__name__}.")
-    if not 1 <= len(name) <= LONGEST_NAME:
-        raise ValueError(
-            f"name must have 1 to {LONGEST_NAME} characters, not {len(name)}; "
-            "hash what is longer, and keep a readable beginning."
-        )
-    if "\0" in name:
-        raise ValueError(f"name must not hold a NUL character: {name!r}.")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"name must be encodable as UTF-8: {name!r}.") from None
-    return name
-
-
-def _wait(wait: Seconds | Default | None) -> float | Default | None:
-    return wait if wait is None or isinstance(wait, Default) else seconds(wait, "wait")
-
-
-def _flag(value: bool | Default, argument: str) -> bool | None:
-    if isinstance(value, Default):
-        return None
-    if not isinstance(value, bool):
-        raise TypeError(f"{argument} must be True or False, not {value!r}.")
-    return value
 
 
 def _tell_lost(term: Term, reason: str) -> None:

@@ -10,26 +10,50 @@ The state of the caller's connection decides, at the moment of the call:
     SQLite            write meanwhile
 
 What waits for the end of the caller's transaction stands in `transactions.py`.
+
+# Note [One table]
+Renewals, and acquires inside a transaction, run on the private connection. It must reach the same
+table as the caller's connection, which a changed search_path, role or database may hide: the
+keeper would find no row, and two callers would hold one name. So an acquire is refused where the
+two differ. In autocommit the grant itself says where its row stands, and the private connection is
+asked once, after it was opened.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import Error, InterfaceError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .backends import backend_for
 from .backends.base import TABLE, Claim, Grant
-from .connections import in_testcase, in_transaction, is_broken, on_private, private
+from .connections import LIMIT, in_testcase, in_transaction, is_broken, on_private, private
 from .exceptions import LockError
+from .hooks import transaction_of
 from .terms import Term
-from .transactions import Transaction, transaction_of
+from .transactions import Transaction
 
 T = TypeVar("T")
+
+logger = logging.getLogger("distlock")
+
+
+@dataclass
+class Unwanted:
+    """A grant that is given back at once."""
+
+    name: str
+    slot: int
+    owner: str
+    token: int
+    expires_us: int
+    min_hold_us: int
 
 
 @dataclass(eq=False)
@@ -53,17 +77,42 @@ class Place:
                 raise
             self.connection.close()
             return statement(self.connection)
+        except (Error, SynchronousOnlyOperation):
+            raise
+        except BaseException:  # an interrupt may have come between two messages
+            if not self.own and not in_transaction(self.connection):
+                self.connection.close()
+            raise
 
     def grant(self, claim: Claim, waited: float) -> Grant | None:
         """Try once. An answer that was lost is asked for again, with the same owner."""
         backend = backend_for(self.connection)
         try:
-            return self.run(lambda connection: backend.grant(connection, claim, waited))
+            grant = self.run(lambda connection: backend.grant(connection, claim, waited))
         except Error as error:
             if backend.is_contention(error) and not self.own:
                 return None
             self._explain(error)
             raise
+        if grant is not None and self.transaction is None and not self.own:
+            self._check_grant(claim, grant)
+        return grant
+
+    def _check_grant(self, claim: Claim, grant: Grant) -> None:
+        """Give a grant back that the keeper could not renew; see Note [One table]."""
+        alias = self.connection.alias
+        try:
+            if grant.table is None or _is_reached(alias, grant.table, min(0.5, claim.ttl / 1e7)):
+                return
+        except Error as error:
+            if private(alias).identity is None:  # no lock is refused for want of a second session
+                logger.info("lock_table_unchecked name=%r: %s", claim.name, error)
+                return
+        unwanted = Unwanted(
+            claim.name, claim.slot, claim.owner, grant.token, grant.expires_us, min_hold_us=0
+        )
+        backend_for(self.connection).release(self.connection, unwanted, alone=True)
+        raise another_table()
 
     def _explain(self, error: Error) -> None:
         """Say what to do about a missing table."""
@@ -103,17 +152,27 @@ def place(alias: str, *, to_acquire: bool = False) -> Place:
 
 
 def _check_table(connection: BaseDatabaseWrapper) -> None:
-    """Refuse where the caller's lock table is not the one that the private connection reaches."""
-    identity = backend_for(connection).identity
-    seen, one = identity(connection), private(connection.alias)
-    if one.identity != seen:
-        one.identity = on_private(connection.alias, identity)
-    if one.identity != seen:
-        raise LockError(
-            f"Under this connection's search_path, role or schema, {TABLE!r} is another table "
-            "than the one that distlock's private connection reaches. Take the lock before you "
-            "change it, or before the transaction."
-        )
+    """Refuse where the private connection reaches another table; see Note [One table]."""
+    if not _is_reached(connection.alias, backend_for(connection).identity(connection)):
+        raise another_table()
+
+
+def _is_reached(alias: str, table: Any, limit: float = LIMIT) -> bool:
+    """Whether the private connection reaches that table; it is asked again before it says no."""
+    one = private(alias)
+    if one.identity != table:
+        one.identity = on_private(alias, lambda own: backend_for(own).identity(own), limit)
+    return bool(one.identity == table)
+
+
+def another_table() -> LockError:
+    """Return the error that refuses an acquire; see Note [One table]."""
+    return LockError(
+        f"Under this connection's search_path, role or database, {TABLE!r} is another table than "
+        "the one that a new connection reaches, and distlock renews leases on one of those. Take "
+        "and release locks without that change, or keep one such table where every search_path "
+        "finds it (django-tenants: SHARED_APPS)."
+    )
 
 
 def warn_about_others(term: Term) -> None:

@@ -30,10 +30,13 @@ MEANING = {
 
 
 def state_at(now: int) -> Case:
-    """Return the expression for a row's state at that many microseconds since 1970."""
+    """Return the expression for a row's state at that many microseconds since 1970.
+
+    See Note [Nobody's row] in `backends/base.py`.
+    """
     over = Q(expires_at__lte=EPOCH + now * MICROSECOND)
     return Case(
-        When(over & Q(owner=""), then=Value(LockState.FREE.value)),
+        When(Q(owner="") & (over | Q(ttl=0)), then=Value(LockState.FREE.value)),
         When(over, then=Value(LockState.EXPIRED.value)),
         When(Q(owner=""), then=Value(LockState.KEPT.value)),
         default=Value(LockState.HELD.value),

@@ -67,7 +67,7 @@ class Term:
         self.started = clock()
         self.renew_until = 0.0 if not renew else requested + (max_hold or math.inf)
         self.pins = 0
-        self.handles = 0
+        self.handles: set[int] = set()
         self.state = State.HELD
         self.reason = ""
         self.next_renewal = math.inf
@@ -172,16 +172,16 @@ class Term:
             self.reason = reason
         self._on_lost(self, reason)
 
-    def share(self) -> None:
-        """Count one more handle."""
+    def share(self, handle: object) -> None:
+        """Note one more handle."""
         with self._mutex:
-            self.handles += 1
+            self.handles.add(id(handle))
 
-    def unshare(self) -> int:
-        """Count one handle less; return how many are left."""
+    def unshare(self, handle: object) -> int:
+        """Forget a handle, if it is still noted; return how many are left."""
         with self._mutex:
-            self.handles -= 1
-            return self.handles
+            self.handles.discard(id(handle))
+            return len(self.handles)
 
     def abandon(self) -> None:
         """Note that nobody has a handle any more. Takes no lock of the keeper's: see `Lease`."""

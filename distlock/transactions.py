@@ -1,49 +1,48 @@
-"""The release at the end of somebody else's transaction.
+"""What the open transaction of a connection has to do with locks, and what its end means for them.
 
-# Note [The end of a transaction]
-Django has no hook for a rollback, so the connection object's `_commit`, `_rollback`, `_close`,
-`_savepoint_rollback` and `_set_autocommit` are wrapped, once per connection object:
+A transaction may have taken leases, written releases and guarded rows. Its end comes from Django
+through `hooks.py`:
 
 - just before COMMIT, every release that could not be written yet is written, and a transaction in
   which a lease was lost is refused, even if somebody swallowed the `LockLost`;
 - after COMMIT the releases are facts;
-- after anything else the write is undone. A lease that was taken inside the transaction is freed on
+- after a rollback the writes are undone. A lease that was taken inside the transaction is freed on
   the private connection; one that was taken before it is its holder's again. If the server has not
   ended the session yet, the row is still pinned, and the keeper goes on trying: a COMMIT may be on
   the wire, and only the server knows;
-- a savepoint rollback may undo the write as well and unpin the row: it is written again at once.
-
-Only `DatabaseError` makes Django roll back a COMMIT that failed. After another exception (an
-interrupt, a time limit) it goes on to `set_autocommit(True)`, which commits on MariaDB and SQLite
-and leaves stale `on_commit` callbacks for the next transaction. Where a lock is involved the
-connection is closed instead.
+- a savepoint rollback may undo a write as well and unpin the row: it is written again at once.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
 
-from django.db import DatabaseError, Error
+from django.db import Error, InternalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .backends import backend_for
-from .backends.base import Unlock
+from .backends.base import Trace, Unlock
 from .background import soon
 from .connections import on_private
 from .deadlines import clock
-from .exceptions import LockLost
+from .exceptions import LockError, LockLost
 from .keeper import keeper
 from .terms import State, Term
 
-T = TypeVar("T")
-
 logger = logging.getLogger("distlock")
+
+
+class Outcome(enum.Enum):
+    """How a transaction ended."""
+
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled back"
+    UNKNOWN = "unknown"  # COMMIT was sent, and nothing is left that could tell
 
 
 @dataclass(eq=False)
@@ -55,7 +54,15 @@ class Release:
     undone: Callable[[], None]
     """Called when the lease, taken before the transaction, is its holder's again."""
     inside: bool
+    """Whether the lease was taken inside the transaction as well."""
     written: bool = False
+    fence_only: bool = False
+    """Whether a guard stands in the transaction instead, and the row is to be freed after it."""
+
+    @property
+    def traceable(self) -> bool:
+        """Whether the row tells afterwards how the transaction ended."""
+        return self.written and not self.fence_only
 
     def finished(self, found: Unlock) -> None:
         """Tell that the keeper has freed it; what is the user's does not run in its thread."""
@@ -64,14 +71,21 @@ class Release:
 
 @dataclass(eq=False)
 class Transaction:
-    """What is to happen at the end of the transaction that a connection has open."""
+    """What the open transaction of a connection has to do with locks: at first, nothing."""
 
     connection_ref: weakref.ref[BaseDatabaseWrapper]
+    tell: Callable[[Callable[[], None]], None]
+    """Takes what is to be told once receivers may use the connection again."""
     taken: set[Term] = field(default_factory=set)
     releases: dict[Term, Release] = field(default_factory=dict)
     guards: set[Term] = field(default_factory=set)
     lost: LockLost | None = None
-    tell: list[Callable[[], None]] = field(default_factory=list)
+    of_block: bool = False
+    """Whether it began with an `atomic` block, which will commit it or roll it back."""
+    opened: bool = False
+    """Whether that block is one of `atomic=True`."""
+    renewed: dict[Term, tuple[float, int, float | None]] = field(default_factory=dict)
+    """Renewals that were written inside: when they were asked for, the new expiry, the new ttl."""
 
     @property
     def connection(self) -> BaseDatabaseWrapper:
@@ -83,7 +97,13 @@ class Transaction:
     @property
     def active(self) -> bool:
         """Whether a lock is involved in the open transaction."""
-        return bool(self.taken or self.releases or self.guards or self.lost)
+        involved = self.taken or self.releases or self.guards or self.renewed
+        return bool(self.opened or involved or self.lost)
+
+    def open(self) -> None:
+        """Note that a lock with `atomic=True` has begun it."""
+        self._involve()
+        self.opened = True
 
     def adopt(self, alias: str, name: str, slot: int) -> Term | None:
         """Return the lease that this transaction has released but still holds, if any."""
@@ -104,17 +124,27 @@ class Transaction:
 
     def file(self, term: Term, ended: Callable[[], None], undone: Callable[[], None]) -> None:
         """Note a release, to be written before COMMIT if it is not yet."""
+        self._involve()
         if term not in self.releases:
             self.releases[term] = Release(ended, undone, inside=term in self.taken)
 
     def take(self, term: Term, *, own: bool) -> None:
         """Note a lease that was taken inside; `own`: by this transaction's own connection."""
+        self._involve()
         self.taken.add(term)
         if own:  # which has the row locked, and on SQLite the file
             term.pin()
 
+    def renew(
+        self, term: Term, requested: float, expires_us: int, ttl: float | None = None
+    ) -> None:
+        """Note a renewal that was written inside: it is to be trusted after COMMIT."""
+        self._involve()
+        self.renewed[term] = (requested, expires_us, ttl)
+
     def guard(self, term: Term) -> None:
         """Lock the row against grants until the end. Raises `LockLost`, and then poisons."""
+        self._involve()
         if term in self.guards or term in self.releases:
             return
         if term.lost or not self._guard(term):
@@ -123,8 +153,29 @@ class Transaction:
         if backend_for(self.connection).guard_blocks_renewal:
             term.pin()
 
+    def _involve(self) -> None:
+        connection = self.connection
+        self.of_block = self.of_block or (connection.in_atomic_block and connection.commit_on_exit)
+
     def _guard(self, term: Term) -> bool:
-        return backend_for(self.connection).guard(self.connection, term)
+        kept = backend_for(self.connection).guard(self.connection, term)
+        return kept or self._refuse_old_snapshot(term)
+
+    def _refuse_old_snapshot(self, term: Term) -> bool:
+        """Return `False`, or raise `LockError` if the lease goes on and only is not seen here."""
+        backend = backend_for(self.connection)
+        if not backend.private_connection:
+            return False
+        with suppress(Error):  # then it counts as lost
+            found = on_private(term.alias, lambda connection: backend.trace(connection, term))
+            if found is Trace.HELD:
+                raise LockError(
+                    f"The snapshot of this transaction is older than the lock {term.name!r} "
+                    f"(token {term.token}): what it reads may be older than what the last holder "
+                    "wrote. Take the lock first, or use READ COMMITTED.",
+                    name=term.name,
+                )
+        return False
 
     def _write(self, term: Term) -> None:
         """Write a release, or write it again; leave it for later in a transaction that failed."""
@@ -132,10 +183,12 @@ class Transaction:
         backend = backend_for(connection)
         if connection.needs_rollback or backend.transaction_failed(connection):
             return
-        if self._fence_only():
+        release.fence_only = self._fence_only()
+        if release.fence_only:
             kept = self._guard(term)
         else:
             kept = backend.release(connection, term, alone=False)
+            kept = kept or self._refuse_old_snapshot(term)
         if not kept and (backend.private_connection or not release.inside):
             self._lose(term, "the row has another owner")
         if not release.written:
@@ -152,207 +205,146 @@ class Transaction:
         self.lost = lost_error(term)
         raise self.lost
 
-    # -- the hooks; see Note [The end of a transaction] ------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------
 
-    def commit(self, original: Callable[[], None]) -> None:
-        """Check, COMMIT, and make the releases facts."""
-        if not self.active:
-            original()
-            return
-        try:
-            extended = self._before_commit()
-            failed = backend_for(self.connection).transaction_failed(self.connection)
-            original()
-        except DatabaseError:
-            raise  # Django rolls back
-        except BaseException:
-            self.connection.run_on_commit = []
-            self.connection.close()
-            raise
-        for term, (requested, expires_us) in extended.items():
-            term.confirm(requested, expires_us)
-            keeper.replan(term)
-        self._ended(committed=not failed)
-
-    def _before_commit(self) -> dict[Term, tuple[float, int]]:
+    def before_commit(self) -> None:
+        """Write what is to be written yet. Raises an error if the transaction must not commit."""
         if self.lost is not None:
             raise lost_again(self.lost)
         connection, backend = self.connection, backend_for(self.connection)
+        if backend.transaction_failed(connection):
+            raise InternalError(
+                "Nothing was committed: a statement of this transaction had failed, or its "
+                "connection was lost, and the error was swallowed. PostgreSQL would have answered "
+                "COMMIT with a silent ROLLBACK."
+            )
         for term, release in self.releases.items():
             if not release.written or backend.ddl_commits:
                 self._write(term)
-        extended: dict[Term, tuple[float, int]] = {}
         if backend.guard_blocks_renewal:
             for term in self.guards - self.releases.keys():
-                if not term.renews:
-                    if not self._guard(term):
-                        self._lose(term, "the row has another owner")
-                    continue
-                requested = clock()
-                expires = backend.renew(connection, [term], pinned=True).get(term.owner)
-                if expires is None:
-                    self._lose(term, "the row has another owner")
-                else:
-                    extended[term] = (requested, expires)
-        return extended
+                self._renew_guarded(term)
 
-    def rollback(self, original: Callable[[], None]) -> None:
-        """ROLLBACK, and free what was taken inside."""
-        try:
-            original()
-        except Error:
-            self._ended(committed=False)
-            raise
-        except BaseException:  # it may not have been sent, and what follows would commit
-            if self.active:
-                self.connection.close()
-            raise
-        self._ended(committed=False)
+    def _renew_guarded(self, term: Term) -> None:
+        """Renew an open lease that a guard kept the keeper from; at least look at it again."""
+        if not term.renews:
+            if not self._guard(term):
+                self._lose(term, "the row has another owner")
+            return
+        requested = clock()
+        renewed = backend_for(self.connection).renew(self.connection, [term], pinned=True)
+        expires = renewed.get(term.owner)
+        if expires is not None:
+            self.renew(term, requested, expires)
+        elif not self._guard(term):  # else another session shares the row, or waits for it
+            self._lose(term, "the row has another owner")
 
-    def close(self, original: Callable[[], None]) -> None:
-        """Close, and free what was taken inside once the server has noticed."""
-        try:
-            original()
-        finally:
-            self._ended(committed=False)
-            self._tell(soon)
-
-    def savepoint_rollback(self, original: Callable[[], None]) -> None:
-        """ROLLBACK TO SAVEPOINT, and write again what that undid."""
-        original()
+    def rewrite(self) -> None:
+        """Write again what a savepoint rollback may have undone."""
         with suppress(LockLost):  # Django would swallow it here; the COMMIT refuses, aloud
             for term in self.releases:
                 if not term.over:
                     self._write(term)
-            for term in self.guards:
-                if not term.over and not self._guard(term):
+            for term in self.guards:  # a lost one, too: the row's lock was as good as ever
+                if not self._guard(term):
                     self._lose(term, "the row has another owner")
 
-    def set_autocommit(self, original: Callable[[], None], autocommit: bool) -> None:
-        """Turn autocommit on or off; turning it on by hand commits on some databases."""
-        if autocommit and self.active:
-            self.commit(original)
-        else:
-            original()
+    def trace(self) -> Trace:
+        """Ask the rows how the transaction ended, whose connection is gone.
 
-    def after_set_autocommit(self, original: Callable[[], None], autocommit: bool) -> None:
-        """Send the signals, now that the connection is fit for a receiver's queries again."""
-        try:
-            original()
-        finally:
-            if autocommit and self.connection.autocommit:
-                self._tell(lambda tell: tell())
+        `PINNED`: to be asked again. `GONE`: no row can tell.
+        """
+        found = {
+            self._trace_of(term) for term, release in self.releases.items() if release.traceable
+        }
+        for answer in (Trace.RELEASED, Trace.HELD, Trace.PINNED):
+            if answer in found:
+                return answer
+        return Trace.GONE
 
-    def _ended(self, *, committed: bool) -> None:
-        backend = backend_for(self.connection)
-        fence_only = bool(self.releases) and committed and self._fence_only()
-        taken, self.taken, self.lost = self.taken, set(), None
+    def _trace_of(self, term: Term) -> Trace:
+        trace = backend_for(self.connection).trace
+        return on_private(term.alias, lambda connection: trace(connection, term))
+
+    def conclude(self, outcome: Outcome) -> None:
+        """Make of each lease what the end of the transaction means for it."""
+        if outcome is Outcome.COMMITTED:
+            while self.renewed:
+                term, (requested, expires_us, ttl) = self.renewed.popitem()
+                term.confirm(requested, expires_us, ttl=ttl)
+                keeper.replan(term)
         while self.guards:
             term = self.guards.pop()
-            if backend.guard_blocks_renewal:
+            if backend_for(self.connection).guard_blocks_renewal:
                 term.unpin()
                 keeper.replan(term)
-        if not backend.private_connection:
-            self._own_ended(taken, committed=committed)
+        if not backend_for(self.connection).private_connection:
+            self._own_ended(outcome)
         try:
             while self.releases:
-                self._conclude(*self.releases.popitem(), committed=committed, free=fence_only)
+                self._conclude(*self.releases.popitem(), outcome)
         except BaseException:  # an interrupt: the rest must not be forgotten
             while self.releases:
-                term, release = self.releases.popitem()
-                keeper.drop(term)
-                keeper.finish(term, release.finished)
+                self._leave_to_keeper(*self.releases.popitem())
             raise
 
-    def _own_ended(self, taken: set[Term], *, committed: bool) -> None:
+    def _own_ended(self, outcome: Outcome) -> None:
         """End what the connection granted in its own transaction, which nobody else has seen."""
-        for term in taken:
+        while self.taken:
+            term = self.taken.pop()
             term.unpin()
             if term in self.releases:
                 continue
-            if committed:
+            if outcome is Outcome.COMMITTED:
                 keeper.keep(term)
             else:
                 term.lose("the transaction that it was granted in was rolled back")
 
-    def _conclude(self, term: Term, release: Release, *, committed: bool, free: bool) -> None:
+    def _conclude(self, term: Term, release: Release, outcome: Outcome) -> None:
+        try:
+            self._settle(term, release, outcome)
+        except BaseException:
+            self._leave_to_keeper(term, release)
+            raise
+
+    def _settle(self, term: Term, release: Release, outcome: Outcome) -> None:
         if release.written:
             term.unpin()
-        if not committed and not release.inside and not term.over:
+        committed = outcome is Outcome.COMMITTED
+        if outcome is Outcome.ROLLED_BACK and not release.inside and not term.over:
             release.undone()
             keeper.replan(term)
             return
-        if committed and term.handles > 0:  # adopted, and not released again
+        if outcome is Outcome.UNKNOWN:
+            self._leave_to_keeper(term, release)
+            return
+        if committed and term.handles:  # adopted, and not released again
             term.lose("its transaction committed an earlier release of it")
         elif not term.move(State.RELEASED) and not release.inside:
             return
         keeper.drop(term)
-        if (free or not committed) and backend_for(self.connection).private_connection:
+        undone = release.fence_only or not committed
+        if undone and backend_for(self.connection).private_connection:
             self._free(term, release)
         else:
-            self.tell.append(release.ended)
+            self.tell(release.ended)
 
     def _free(self, term: Term, release: Release) -> None:
         """Free a row that this process may still own, at once if possible, else by the keeper."""
         backend = backend_for(self.connection)
-        found = Unlock.PINNED
         try:
             found = on_private(term.alias, lambda connection: backend.free(connection, term))
         except Error as error:
             logger.info("lock_release_delayed name=%r: %s", term.name, error)
-        finally:
-            if found is Unlock.PINNED:
-                keeper.finish(term, release.finished)
-            else:
-                self.tell.append(release.ended)
+            found = Unlock.PINNED
+        if found is Unlock.PINNED:
+            self._leave_to_keeper(term, release)
+        else:
+            self.tell(release.ended)
 
-    def _tell(self, how: Callable[[Callable[[], None]], None]) -> None:
-        """Send the signals, now that receivers may use the connection again."""
-        told, self.tell = self.tell, []
-        for tell in told:
-            how(tell)
-
-
-HOOKS: dict[str, Callable[..., None]] = {
-    "_commit": Transaction.commit,
-    "_rollback": Transaction.rollback,
-    "_close": Transaction.close,
-    "_savepoint_rollback": Transaction.savepoint_rollback,
-    "_set_autocommit": Transaction.set_autocommit,
-    "set_autocommit": Transaction.after_set_autocommit,
-}
-
-
-def transaction_of(connection: BaseDatabaseWrapper) -> Transaction:
-    """Return the connection's `Transaction`; the first call wraps its methods.
-
-    The wrappers hold no strong reference to the connection, so that a thread's connection is
-    closed as soon as the thread is gone.
-    """
-    found = connection.__dict__.get("_distlock")
-    if isinstance(found, Transaction):
-        return found
-    transaction = Transaction(weakref.ref(connection))
-    connection.__dict__["_distlock"] = transaction
-    for name, hook in HOOKS.items():
-        wrapped = connection.__dict__.get(name)  # somebody else's wrapper, if any
-        connection.__dict__[name] = _hooked(transaction, name, hook, wrapped)
-    return transaction
-
-
-def _hooked(
-    transaction: Transaction,
-    name: str,
-    hook: Callable[..., None],
-    wrapped: Callable[..., None] | None,
-) -> Callable[..., None]:
-    def hooked(*args: Any, **more: Any) -> None:
-        original = wrapped or partial(getattr(type(transaction.connection), name))
-        bound = args if wrapped else (transaction.connection, *args)
-        extra = args[:1] if name.endswith("set_autocommit") else ()
-        return hook(transaction, partial(original, *bound, **more), *extra)
-
-    return hooked
+    def _leave_to_keeper(self, term: Term, release: Release) -> None:
+        keeper.drop(term)
+        keeper.finish(term, release.finished)
 
 
 def lost_error(term: Term) -> LockLost:

@@ -1,8 +1,10 @@
-"""The contract of a store: eight verbs on the row, and what a database can do.
+"""The contract of a store: nine verbs on the row, and what a database can do.
 
-Every verb is one statement where the vendor allows it, and one transaction everywhere. None of
-them ever waits for a row lock that somebody's transaction holds: a pinned row is simply busy.
-Each is a compare-and-set on name, slot and owner, and reads the database's clock once.
+Every verb is one statement where the vendor allows it, and one transaction everywhere. Each is a
+compare-and-set on name, slot and owner, and reads the database's clock once. None waits for a row
+lock that somebody's transaction holds, for a pinned row is simply busy, but two: `release` and
+`guard` act on a row that ought to be their own, and wait as any UPDATE does, as long as the
+connection's lock timeout allows. (Two purges at once may wait for each other's mark, too.)
 
 # Note [High-water mark]
 A fencing token is GREATEST(previous + 1, microseconds since 1970 by the database's clock). A
@@ -20,6 +22,11 @@ which does not conflict with the FOR KEY SHARE of a guard: the guard would be pa
 The answer to a release may be lost with the connection, and a savepoint rollback may undo it. So
 it matches its own trace too: no owner, and still this token, which nobody else can have been
 granted since. Writing it twice counts the time held once.
+
+# Note [Nobody's row]
+A release leaves in `ttl` the min_hold that goes on keeping the row, and mostly that is 0. A row
+without an owner whose ttl is 0 is free whatever its expiry says, which lies ahead if the clock was
+set back after the release.
 """
 
 from __future__ import annotations
@@ -135,6 +142,8 @@ class Grant:
     token: int
     acquired_us: int
     expires_us: int
+    table: Any = None
+    """Which table the row stands in: what `identity` says on a connection that reaches it."""
 
 
 class Unlock(enum.Enum):
@@ -143,6 +152,15 @@ class Unlock(enum.Enum):
     FREED = "freed"
     PINNED = "pinned"
     GONE = "gone"
+
+
+class Trace(enum.Enum):
+    """What a release that was written inside a transaction left behind, once that is over."""
+
+    RELEASED = "released"  # no owner, and still the token: it was committed
+    HELD = "held"  # still the owner's: it was rolled back
+    PINNED = "pinned"  # a transaction has the row locked: it may not be over
+    GONE = "gone"  # granted to another since, or purged: nothing is left that could tell
 
 
 class Pinned(OperationalError):
@@ -204,6 +222,10 @@ class Backend:
         """Release after a transaction that may have ended, passing over a row that is pinned."""
         raise NotImplementedError
 
+    def trace(self, connection: BaseDatabaseWrapper, held: Held) -> Trace:
+        """Tell how a transaction ended in which a release was written, passing over a pin."""
+        raise NotImplementedError
+
     def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
         """Lock the row against grants until the transaction ends; `False` if it has another owner.
 
@@ -242,7 +264,10 @@ class Backend:
         raise NotImplementedError
 
     def identity(self, connection: BaseDatabaseWrapper) -> Any:
-        """Return what tells the lock table from one of the same name; `None` if nothing can."""
+        """Return what tells the lock table from one of the same name; `None` if nothing can.
+
+        A grant says it too, of the table that it was written to.
+        """
         return None
 
     def snapshot_isolation(self, connection: BaseDatabaseWrapper) -> bool:
@@ -252,6 +277,10 @@ class Backend:
     def transaction_failed(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether the server has already given up the open transaction."""
         return False
+
+    def commit_done(self, connection: BaseDatabaseWrapper) -> bool | None:
+        """Whether an interrupted COMMIT took effect, as far as the driver knows: maybe `None`."""
+        return None
 
     def is_contention(self, error: BaseException) -> bool:
         """Whether an error only says that somebody else was there first."""
@@ -288,6 +317,13 @@ def error_code(error: BaseException) -> Any:
     if code is None and cause.args and isinstance(cause.args[0], int):
         code = cause.args[0]
     return code
+
+
+def trace_of(owner: str, token: int, held: Held) -> Trace:
+    """Return what a row that nobody has locked tells of a lease's release."""
+    if owner == held.owner:
+        return Trace.HELD
+    return Trace.RELEASED if owner == "" and token == held.token else Trace.GONE
 
 
 def parameters_of(held: Held) -> dict[str, Any]:

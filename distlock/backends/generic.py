@@ -22,16 +22,18 @@ from .base import (
     Held,
     Holder,
     Pinned,
+    Trace,
     Unlock,
     holder_of,
     microseconds_of,
+    trace_of,
 )
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
-COLUMNS = "name, owner, fencing_token, acquired_at, expires_at, host, pid, thread, note"
+COLUMNS = "name, owner, fencing_token, acquired_at, expires_at, host, pid, thread, note, ttl"
 ROW = "name = %(name)s AND slot = %(slot)s"
 
 INSERT = f"""
@@ -53,13 +55,14 @@ WHERE {ROW}"""
 RENEW = f"UPDATE {TABLE} SET ttl = %(ttl)s, expires_at = %(expires)s WHERE {ROW}"
 
 RELEASE = f"""
-UPDATE {TABLE} SET owner = '', expires_at = %(expires)s, total_hold = total_hold + %(held)s,
+UPDATE {TABLE} SET owner = '', expires_at = %(expires)s, ttl = %(kept)s,
+    total_hold = total_hold + %(held)s,
     longest_hold = CASE WHEN longest_hold < %(held)s THEN %(held)s ELSE longest_hold END
 WHERE {ROW}"""
 
 FORCE_RELEASE = f"""
-UPDATE {TABLE} SET owner = '', fencing_token = %(token)s, expires_at = %(now)s,
-    losses = losses + 1
+UPDATE {TABLE} SET owner = '', fencing_token = %(token)s, expires_at = %(now)s, ttl = 0,
+    losses = losses + %(lost)s
 WHERE {ROW}"""
 
 RAISE_MARK = f"""
@@ -110,9 +113,9 @@ class Generic(Backend):
         renewed: dict[str, int | None] = {}
         with self._transaction(connection), connection.cursor() as cursor:
             for lease in held:
-                row = self._locked(connection, cursor, lease.name, lease.slot, ", ttl, slot")
+                row = self._locked(connection, cursor, lease.name, lease.slot)
                 if row is None:
-                    if self._exists(cursor, lease.name, lease.slot):
+                    if self._is_pinned(cursor, lease.name, lease.slot):
                         renewed[lease.owner] = None
                     continue
                 now = self.clock(connection)
@@ -138,12 +141,20 @@ class Generic(Backend):
         with self._transaction(connection), connection.cursor() as cursor:
             row = self._locked(connection, cursor, held.name, held.slot)
             if row is None:
-                gone = not self._exists(cursor, held.name, held.slot)
-                return Unlock.GONE if gone else Unlock.PINNED
+                pinned = self._is_pinned(cursor, held.name, held.slot)
+                return Unlock.PINNED if pinned else Unlock.GONE
             if row[1] != held.owner:
                 return Unlock.GONE
             self._write_release(connection, cursor, held, row)
             return Unlock.FREED
+
+    def trace(self, connection: BaseDatabaseWrapper, held: Held) -> Trace:
+        with self._transaction(connection), connection.cursor() as cursor:
+            row = self._locked(connection, cursor, held.name, held.slot)
+            if row is not None:
+                return trace_of(row[1], row[2], held)
+            pinned = self._is_pinned(cursor, held.name, held.slot)
+            return Trace.PINNED if pinned else Trace.GONE
 
     def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
         with connection.cursor() as cursor:
@@ -157,10 +168,10 @@ class Generic(Backend):
                 f"SELECT {COLUMNS} FROM {TABLE} WHERE {ROW}", {"name": name, "slot": slot}
             )
             row = cursor.fetchone()
-        if row is None or self._us(row[4]) <= now:
+        if row is None or self._is_over(row, now):
             return None
         acquired = self._us(row[3]) if row[3] is not None else 0
-        return holder_of((*row[:3], acquired, self._us(row[4]), *row[5:]))
+        return holder_of((*row[:3], acquired, self._us(row[4]), *row[5:9]))
 
     def force_release(
         self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
@@ -168,17 +179,16 @@ class Generic(Backend):
         with self._transaction(connection), connection.cursor() as cursor:
             row = self._locked(connection, cursor, name, slot)
             if row is None:
-                if self._exists(cursor, name, slot):
+                if self._is_pinned(cursor, name, slot):
                     raise Pinned(f"The lock {name!r} is in use by a running transaction.")
                 return None
             now = self.clock(connection)
-            if row[2] != token or row[1] == "" or self._us(row[4]) <= now:
+            if row[2] != token or self._is_over(row, now):
                 return None
             raised = max(token + 1, now)
-            cursor.execute(
-                FORCE_RELEASE,
-                {"name": name, "slot": slot, "token": raised, "now": self._db(now)},
-            )
+            written: dict[str, Any] = {"name": name, "slot": slot, "token": raised}
+            written |= {"now": self._db(now), "lost": int(row[1] != "")}
+            cursor.execute(FORCE_RELEASE, written)
             return raised
 
     def purge(
@@ -231,14 +241,13 @@ class Generic(Backend):
         cursor: CursorWrapper,
         name: str,
         slot: int,
-        more: str = "",
         *,
         wait: bool = False,
     ) -> Any:
         """Return the row, locked FOR UPDATE; `None` if it is not there or locked by another."""
         try:
             cursor.execute(
-                self._for_update(connection, COLUMNS + more, ROW, wait=wait),
+                self._for_update(connection, COLUMNS, ROW, wait=wait),
                 {"name": name, "slot": slot},
             )
         except DatabaseError as error:
@@ -266,6 +275,14 @@ class Generic(Backend):
         cursor.execute(f"SELECT 1 FROM {TABLE} WHERE {ROW}", {"name": name, "slot": slot})
         return cursor.fetchone() is not None
 
+    def _is_pinned(self, cursor: CursorWrapper, name: str, slot: int) -> bool:
+        """Whether a row that could not be locked is there at all."""
+        return self._exists(cursor, name, slot)
+
+    def _is_over(self, row: Any, now: int) -> bool:
+        """Whether the row is free; see Note [Nobody's row] in `base.py`."""
+        return self._us(row[4]) <= now or (row[1] == "" and row[9] == 0)
+
     def _insert(
         self, connection: BaseDatabaseWrapper, cursor: CursorWrapper, parameters: dict[str, Any]
     ) -> Grant:
@@ -285,7 +302,7 @@ class Generic(Backend):
     ) -> Grant | None:
         now = self.clock(connection)
         owner, token = row[1], row[2]
-        if self._us(row[4]) > now and owner != parameters["owner"]:
+        if not self._is_over(row, now) and owner != parameters["owner"]:
             return None
         grant = Grant(max(now, token + 1), now, now + parameters["first"])
         lost = int(owner not in ("", parameters["owner"]))
@@ -310,6 +327,7 @@ class Generic(Backend):
                 "name": held.name,
                 "slot": held.slot,
                 "expires": self._db(max(now, acquired + held.min_hold_us)),
+                "kept": held.min_hold_us if now - acquired < held.min_hold_us else 0,
                 "held": now - acquired if row[1] else 0,
             },
         )
@@ -343,7 +361,9 @@ def transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            connection.savepoint_rollback(sid)
+            # Not by the method that is wrapped, which would write again what just failed.
+            with connection.cursor() as cursor:
+                cursor.execute(connection.ops.savepoint_rollback_sql(sid))
             raise
         connection.savepoint_commit(sid)
         return

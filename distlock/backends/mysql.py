@@ -6,13 +6,25 @@ rows, but the SELECT in a derived table can: the row is chosen there and joined,
 and not by a scan, which would wait for its neighbours. In a single-table
 UPDATE, assignments run from left to right and later ones see the new values.
 
+# Note [Old snapshots]
+Above READ COMMITTED a transaction that reads the row by name also locks the gap before it, and so
+every new name that would go there, until it ends. So `guard`, and a release inside a transaction,
+find the row's id without a lock and lock by that. At SERIALIZABLE no read is without a lock, and
+new names next to one that is guarded must wait.
+
+Where MariaDB has `innodb_snapshot_isolation` (from 11.6 on it is the default), a transaction may
+not even lock a row that was written after its snapshot, and each renewal writes it. What is done to
+the lock's row is fenced by owner and token and must see what is there now, so for those statements,
+and for no other of the transaction's, that check is off. The snapshot stays as it is.
+
 Django counts matched rows (CLIENT.FOUND_ROWS), so an upsert's row count cannot tell a grant from
 a refusal: the owner that comes back does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +35,7 @@ from .generic import Generic
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.backends.utils import CursorWrapper
 
 
 def _us(moment: str) -> str:
@@ -34,14 +47,17 @@ COLUMNS = (
     f"name, owner, fencing_token, {_us('acquired_at')}, {_us('expires_at')}, "
     "host, pid, thread, note"
 )
-GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}"
+IDENTITY = "DATABASE()"
+GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}, {IDENTITY}"
 ROW = "name = %(name)s AND slot = %(slot)s"
-OURS = f"{ROW} AND (owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
+MINE = "(owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
+OURS = f"{ROW} AND {MINE}"
+NOBODYS = "(owner = '' AND ttl = 0)"  # see Note [Nobody's row] in `base.py`
 
 GRANT = f"""
 UPDATE (
     SELECT id, owner NOT IN ('', %(owner)s) AS lost FROM {TABLE}
-    WHERE {ROW} AND (expires_at <= {NOW} OR owner = %(owner)s)
+    WHERE {ROW} AND (expires_at <= {NOW} OR {NOBODYS} OR owner = %(owner)s)
     FOR UPDATE SKIP LOCKED
 ) AS free STRAIGHT_JOIN {TABLE} AS l FORCE INDEX (PRIMARY) ON l.id = free.id
 SET l.owner = %(owner)s,
@@ -71,13 +87,18 @@ READ_BACK = f"SELECT {GRANTED} FROM {TABLE} WHERE {ROW} AND owner = %(owner)s"
 EXISTS = f"SELECT 1 FROM {TABLE} WHERE {ROW}"
 
 AT_ONCE = "SET STATEMENT innodb_lock_wait_timeout = 0 FOR"
+LATEST = "SET STATEMENT innodb_snapshot_isolation = OFF FOR"
+UNDONE = (1020, 1213)
+"""What a statement that had to wait may end with: as if it had not been sent."""
+NOT_NOW = (1205, 3572)
+"""What NOWAIT says on a locked row: MariaDB, MySQL."""
 
 # The owner is unique, so that it tells in the later assignments whether the first took effect.
 UPSERT = f"""
 {AT_ONCE} {_insert(f"({MARK})")}
 ON DUPLICATE KEY UPDATE
     losses = losses + (expires_at <= {NOW} AND owner NOT IN ('', VALUES(owner))),
-    owner = IF(expires_at <= {NOW} OR owner = VALUES(owner), VALUES(owner), owner),
+    owner = IF(expires_at <= {NOW} OR {NOBODYS} OR owner = VALUES(owner), VALUES(owner), owner),
     fencing_token = IF(owner = VALUES(owner),
         GREATEST(fencing_token + 1, {_us(NOW)}), fencing_token),
     acquired_at = IF(owner = VALUES(owner), VALUES(acquired_at), acquired_at),
@@ -99,9 +120,12 @@ RELEASED = f"""
         + IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW})),
     longest_hold = GREATEST(longest_hold,
         IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW}))),
+    ttl = IF(TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW}) < %(min_hold)s, %(min_hold)s, 0),
     expires_at = GREATEST({NOW}, {SINCE} + INTERVAL %(min_hold)s MICROSECOND)"""
 
 RELEASE = f"UPDATE {TABLE} SET {RELEASED}, owner = '' WHERE {OURS}"
+FIND = f"SELECT id FROM {TABLE} WHERE {OURS}"
+RELEASE_FOUND = f"UPDATE {TABLE} SET {RELEASED}, owner = '' WHERE id = %(id)s AND {MINE}"
 
 FREE = f"""
 UPDATE (
@@ -109,11 +133,16 @@ UPDATE (
 ) AS mine STRAIGHT_JOIN {TABLE} FORCE INDEX (PRIMARY) ON id = mine_id
 SET {RELEASED}, owner = ''"""
 
+# With its LIMIT the derived table is read first, and without a lock.
 GUARD = f"""
-SELECT 1 FROM {TABLE} WHERE {ROW} AND owner = %(owner)s AND fencing_token = %(token)s
+SELECT 1 FROM (
+    SELECT id FROM {TABLE} WHERE {ROW} AND owner = %(owner)s AND fencing_token = %(token)s LIMIT 1
+) AS mine STRAIGHT_JOIN {TABLE} AS l FORCE INDEX (PRIMARY) ON l.id = mine.id
+WHERE l.owner = %(owner)s AND l.fencing_token = %(token)s
 LOCK IN SHARE MODE"""
 
-HOLDER = f"SELECT {COLUMNS} FROM {TABLE} WHERE {ROW} AND expires_at > {NOW}"
+HOLDER = f"""
+SELECT {COLUMNS} FROM {TABLE} WHERE {ROW} AND expires_at > {NOW} AND NOT {NOBODYS}"""
 
 
 class MySQL(Generic):
@@ -164,7 +193,8 @@ class MySQL(Generic):
         if not pinned:
             among += f" AND expires_at > {NOW}"
         before = self.clock(connection)
-        with connection.cursor() as cursor:
+        latest = self._latest(connection) if pinned else nullcontext()
+        with latest, connection.cursor() as cursor:
             cursor.execute(
                 f"UPDATE (SELECT id {among} FOR UPDATE SKIP LOCKED) AS alive "
                 f"STRAIGHT_JOIN {TABLE} AS l FORCE INDEX (PRIMARY) ON l.id = alive.id "
@@ -179,8 +209,26 @@ class MySQL(Generic):
         return {owner: expires if expires >= before + ttl else None for owner, expires, ttl in rows}
 
     def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
+        if alone:
+            return self._release_alone(connection, held)
+        with self._latest(connection), connection.cursor() as cursor:
+            if not self.snapshot_isolation(connection):
+                cursor.execute(RELEASE, parameters_of(held))
+                return bool(cursor.rowcount == 1)
+            cursor.execute(FIND, parameters_of(held))
+            found = cursor.fetchone()
+            if found:
+                cursor.execute(RELEASE_FOUND, {**parameters_of(held), "id": found[0]})
+            return bool(found and cursor.rowcount == 1)
+
+    def _release_alone(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
         with connection.cursor() as cursor:
-            cursor.execute(RELEASE, parameters_of(held))
+            try:
+                cursor.execute(RELEASE, parameters_of(held))
+            except DatabaseError as error:
+                if error_code(error) not in UNDONE:
+                    raise
+                cursor.execute(RELEASE, parameters_of(held))
             return bool(cursor.rowcount == 1)
 
     def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
@@ -192,7 +240,7 @@ class MySQL(Generic):
             return Unlock.PINNED if cursor.fetchone() else Unlock.GONE
 
     def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
-        with connection.cursor() as cursor:
+        with self._latest(connection), connection.cursor() as cursor:
             cursor.execute(GUARD, parameters_of(held))
             return cursor.fetchone() is not None
 
@@ -206,7 +254,7 @@ class MySQL(Generic):
 
     def identity(self, connection: BaseDatabaseWrapper) -> Any:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT DATABASE()")
+            cursor.execute(f"SELECT {IDENTITY}")
             return cursor.fetchone()[0]
 
     def snapshot_isolation(self, connection: BaseDatabaseWrapper) -> bool:
@@ -222,10 +270,29 @@ class MySQL(Generic):
 
     _is_mariadb = False
 
+    @contextmanager
+    def _transaction(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
+        with super()._transaction(connection), self._latest(connection):
+            yield
+
+    def _is_pinned(self, cursor: CursorWrapper, name: str, slot: int) -> bool:
+        # A plain SELECT would do, but at SERIALIZABLE it waits.
+        try:
+            cursor.execute(f"{EXISTS} FOR UPDATE NOWAIT", {"name": name, "slot": slot})
+        except DatabaseError as error:
+            if error_code(error) in NOT_NOW:
+                return True
+            raise
+        return cursor.fetchone() is not None
+
+    def _latest(self, connection: BaseDatabaseWrapper) -> AbstractContextManager[None]:
+        """Let statements on the lock table pass an old snapshot; see Note [Old snapshots]."""
+        return nullcontext()
+
     def private_settings(self, settings_dict: dict[str, Any]) -> dict[str, Any]:
         options = settings_dict["OPTIONS"]
         options["isolation_level"] = "read committed"
-        options.setdefault("connect_timeout", 5)
+        options["connect_timeout"] = min(int(options.get("connect_timeout") or 5), 5)
         options["init_command"] = self._session_limits(options.get("init_command"))
         return settings_dict
 
@@ -240,6 +307,10 @@ class MariaDB(MySQL):
     exact_collation = "utf8mb4_nopad_bin"
     _is_mariadb = True
     _insert_sql = f"{AT_ONCE} {INSERT}"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._knows: dict[tuple[int, ...], bool] = {}
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
         for _ in range(GAP_TRIES):
@@ -261,6 +332,27 @@ class MariaDB(MySQL):
     def _session_limits(self, init_command: str | None) -> str:
         limits = super()._session_limits(init_command)
         return f"{limits}, max_statement_time = 5"
+
+    @contextmanager
+    def _latest(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
+        if not self._has_snapshot_isolation(connection):
+            yield
+            return
+
+        def execute(run: Any, sql: str, *more: Any) -> Any:
+            return run(f"{LATEST} {sql}" if TABLE in sql else sql, *more)
+
+        with connection.execute_wrapper(execute):
+            yield
+
+    def _has_snapshot_isolation(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether the server knows the setting, which came in the middle of several series."""
+        version = connection.get_database_version()
+        if version not in self._knows:
+            with connection.cursor() as cursor:
+                cursor.execute("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'")
+                self._knows[version] = cursor.fetchone() is not None
+        return self._knows[version]
 
 
 GAP_TRIES = 10

@@ -28,9 +28,12 @@ from .base import (
     Held,
     Holder,
     Pinned,
+    Trace,
     Unlock,
+    error_code,
     holder_of,
     parameters_of,
+    trace_of,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ def _us(moment: str) -> str:
     return f"(extract(epoch FROM {moment}) * 1000000)::bigint"
 
 
+IDENTITY = f"concat(to_regclass('{TABLE}')::oid, '@', current_database())"
 COLUMNS = (
     f"l.name, l.owner, l.fencing_token, {_us('l.acquired_at')}, {_us('l.expires_at')}, "
     "l.host, l.pid, l.thread, l.note"
@@ -49,6 +53,7 @@ CLOCK = "SELECT clock_timestamp() AS now"
 CLOCK_ASYNC = f"{CLOCK}, set_config('synchronous_commit', 'off', true) AS async"
 SINCE = "LEAST(l.acquired_at, clock.now)"  # the clock may have been set back meanwhile
 ROW = "l.name = %(name)s AND l.slot = %(slot)s"
+NOBODYS = "(l.owner = '' AND l.ttl = 0)"  # see Note [Nobody's row]
 OURS = f"{ROW} AND (l.owner = %(owner)s OR (l.owner = '' AND l.fencing_token = %(token)s))"
 
 
@@ -56,7 +61,7 @@ def _grant(clock: str) -> str:
     return f"""
 WITH clock AS MATERIALIZED ({clock}), free AS (
     SELECT l.id FROM {TABLE} l, clock
-    WHERE {ROW} AND (l.expires_at <= clock.now OR l.owner = %(owner)s)
+    WHERE {ROW} AND (l.expires_at <= clock.now OR {NOBODYS} OR l.owner = %(owner)s)
     FOR UPDATE OF l SKIP LOCKED
 ), upd AS (
     UPDATE {TABLE} l SET owner = %(owner)s,
@@ -82,13 +87,14 @@ WITH clock AS MATERIALIZED ({clock}), free AS (
     FROM clock WHERE NOT EXISTS (SELECT FROM {TABLE} l WHERE {ROW})
     ON CONFLICT (name, slot) DO NOTHING
     RETURNING fencing_token, {_us("acquired_at")}, {_us("expires_at")}
-) SELECT * FROM upd UNION ALL SELECT * FROM ins"""
+) SELECT granted.*, {IDENTITY} FROM (SELECT * FROM upd UNION ALL SELECT * FROM ins) AS granted"""
 
 
 def _release(clock: str) -> str:
     return f"""
 UPDATE {TABLE} l SET owner = '',
     expires_at = GREATEST(clock.now, {SINCE} + %(min_hold)s * interval '1 microsecond'),
+    ttl = CASE WHEN {_us(f"clock.now - {SINCE}")} < %(min_hold)s THEN %(min_hold)s ELSE 0 END,
     total_hold = l.total_hold + CASE WHEN l.owner = '' THEN 0
         ELSE {_us(f"clock.now - {SINCE}")} END,
     longest_hold = GREATEST(l.longest_hold, CASE WHEN l.owner = '' THEN 0
@@ -127,18 +133,27 @@ WITH mine AS (
 ) SELECT EXISTS (SELECT FROM upd),
     EXISTS (SELECT FROM {TABLE} l WHERE {ROW} AND l.owner = %(owner)s)"""
 
+TRACE = f"""
+WITH seen AS (
+    SELECT l.owner, l.fencing_token FROM {TABLE} l WHERE {ROW} FOR SHARE SKIP LOCKED
+) SELECT seen.owner, seen.fencing_token, EXISTS (SELECT FROM {TABLE} l WHERE {ROW})
+FROM (SELECT) AS one LEFT JOIN seen ON true"""
+
 GUARD = f"""
 SELECT 1 FROM {TABLE} l WHERE {ROW} AND l.owner = %(owner)s AND l.fencing_token = %(token)s
 FOR KEY SHARE"""
 
-HOLDER = f"SELECT {COLUMNS} FROM {TABLE} l WHERE {ROW} AND l.expires_at > clock_timestamp()"
+HOLDER = f"""
+SELECT {COLUMNS} FROM {TABLE} l
+WHERE {ROW} AND l.expires_at > clock_timestamp() AND NOT {NOBODYS}"""
 
 FORCE_RELEASE = f"""
 WITH clock AS MATERIALIZED ({CLOCK}), shown AS (
     SELECT l.id FROM {TABLE} l, clock
-    WHERE {ROW} AND l.fencing_token = %(token)s AND l.owner <> '' AND l.expires_at > clock.now
+    WHERE {ROW} AND l.fencing_token = %(token)s AND l.expires_at > clock.now AND NOT {NOBODYS}
     FOR UPDATE OF l NOWAIT
-) UPDATE {TABLE} l SET owner = '', expires_at = clock.now, losses = l.losses + 1,
+) UPDATE {TABLE} l SET owner = '', expires_at = clock.now, ttl = 0,
+    losses = l.losses + CASE WHEN l.owner = '' THEN 0 ELSE 1 END,
     fencing_token = GREATEST(l.fencing_token + 1, {_us("clock.now")})
 FROM shown, clock WHERE l.id = shown.id
 RETURNING l.fencing_token"""
@@ -196,8 +211,14 @@ class PostgreSQL(Backend):
             return dict(cursor.fetchall())
 
     def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
+        sql = RELEASE_ASYNC if alone else RELEASE
         with connection.cursor() as cursor:
-            cursor.execute(RELEASE_ASYNC if alone else RELEASE, parameters_of(held))
+            try:
+                cursor.execute(sql, parameters_of(held))
+            except DatabaseError as error:
+                if not alone or error_code(error) != "40001":
+                    raise
+                cursor.execute(sql, parameters_of(held))  # above READ COMMITTED: it had to wait
             return bool(cursor.rowcount == 1)
 
     def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
@@ -207,6 +228,14 @@ class PostgreSQL(Backend):
         if freed:
             return Unlock.FREED
         return Unlock.PINNED if ours else Unlock.GONE
+
+    def trace(self, connection: BaseDatabaseWrapper, held: Held) -> Trace:
+        with connection.cursor() as cursor:
+            cursor.execute(TRACE, parameters_of(held))
+            owner, token, exists = cursor.fetchone()
+        if owner is not None:
+            return trace_of(owner, token, held)
+        return Trace.PINNED if exists else Trace.GONE
 
     def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
         with connection.cursor() as cursor:
@@ -251,7 +280,7 @@ class PostgreSQL(Backend):
 
     def identity(self, connection: BaseDatabaseWrapper) -> Any:
         with connection.cursor() as cursor:
-            cursor.execute(f"SELECT to_regclass('{TABLE}')::oid::bigint")
+            cursor.execute(f"SELECT {IDENTITY}")
             return cursor.fetchone()[0]
 
     def snapshot_isolation(self, connection: BaseDatabaseWrapper) -> bool:
@@ -275,11 +304,18 @@ class PostgreSQL(Backend):
             physical.closed or physical.info.transaction_status == TransactionStatus.INERROR
         )
 
+    def commit_done(self, connection: BaseDatabaseWrapper) -> bool | None:
+        from psycopg.pq import TransactionStatus
+
+        # Idle says only that it is over: psycopg cancels a COMMIT that Ctrl-C interrupts.
+        status = connection.connection.info.transaction_status
+        return False if status == TransactionStatus.INTRANS else None
+
     def private_settings(self, settings_dict: dict[str, Any]) -> dict[str, Any]:
         options = settings_dict["OPTIONS"]
         for shared in ("pool", "server_side_binding", "isolation_level"):
             options.pop(shared, None)
-        options.setdefault("connect_timeout", 5)
+        options["connect_timeout"] = min(int(options.get("connect_timeout") or 5), 5)
         options.setdefault("keepalives_idle", 15)
         options.setdefault("keepalives_interval", 5)
         options.setdefault("keepalives_count", 3)

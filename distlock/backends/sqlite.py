@@ -37,9 +37,12 @@ COLUMNS = (
 )
 GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}"
 ROW = "name = %(name)s AND slot = %(slot)s"
+NOBODYS = "(owner = '' AND ttl = 0)"  # see Note [Nobody's row] in `base.py`
 OURS = f"{ROW} AND (owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
 
-BUSY = f"SELECT 1 FROM {TABLE} WHERE {ROW} AND expires_at > {NOW} AND owner <> %(owner)s"
+BUSY = f"""
+SELECT 1 FROM {TABLE}
+WHERE {ROW} AND expires_at > {NOW} AND NOT {NOBODYS} AND owner <> %(owner)s"""
 
 GRANT = f"""
 INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
@@ -58,7 +61,7 @@ ON CONFLICT (name, slot) DO UPDATE SET owner = excluded.owner,
     losses = losses + (owner NOT IN ('', excluded.owner)),
     total_wait = total_wait + excluded.total_wait,
     longest_wait = MAX(longest_wait, excluded.longest_wait)
-WHERE expires_at <= {NOW} OR owner = excluded.owner
+WHERE expires_at <= {NOW} OR {NOBODYS} OR owner = excluded.owner
 RETURNING {GRANTED}"""
 
 SINCE = f"MIN(acquired_at, {NOW})"  # the clock may have been set back meanwhile
@@ -66,6 +69,7 @@ RELEASE = f"""
 UPDATE {TABLE} SET owner = '',
     expires_at = MAX({NOW}, strftime('%%Y-%%m-%%d %%H:%%M:%%f', {SINCE},
         {_seconds("%(min_hold)s")}) || '000'),
+    ttl = CASE WHEN {_us("'now'")} - {_us(SINCE)} < %(min_hold)s THEN %(min_hold)s ELSE 0 END,
     total_hold = total_hold + CASE WHEN owner = '' THEN 0
         ELSE {_us("'now'")} - {_us(SINCE)} END,
     longest_hold = MAX(longest_hold, CASE WHEN owner = '' THEN 0
@@ -74,7 +78,8 @@ WHERE {OURS}"""
 
 TAKE_WRITE_LOCK = f"UPDATE {TABLE} SET owner = owner WHERE id = -1"
 
-HOLDER = f"SELECT {COLUMNS} FROM {TABLE} WHERE {ROW} AND expires_at > {NOW}"
+HOLDER = f"""
+SELECT {COLUMNS} FROM {TABLE} WHERE {ROW} AND expires_at > {NOW} AND NOT {NOBODYS}"""
 
 
 class SQLite(Generic):
@@ -152,6 +157,9 @@ class SQLite(Generic):
         return f"SELECT {columns} FROM {TABLE} WHERE {where}"
 
     # -- what the database can do (force_release and purge are the portable ones) ----------------
+
+    def commit_done(self, connection: BaseDatabaseWrapper) -> bool | None:
+        return not connection.connection.in_transaction
 
     def is_contention(self, error: BaseException) -> bool:
         return super().is_contention(error) or "database is locked" in str(error)

@@ -14,7 +14,7 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 
-from ..locks import LONGEST_NAME
+from ..arguments import LONGEST_NAME
 
 
 class CanonicalEncoder(DjangoJSONEncoder):

@@ -34,13 +34,14 @@ from celery.local import Proxy
 from django.core.exceptions import ImproperlyConfigured
 
 from .. import contexts
+from ..arguments import DEFAULT, Default
 from ..backends import backend_for
 from ..backends.base import Holder, moment_of
 from ..conf import settings
 from ..deadlines import Seconds, jitter
 from ..decorators import Key
 from ..exceptions import AlreadyHeld, LockBusy
-from ..locks import DEFAULT, Default, Lock, lock
+from ..locks import Lock, lock
 from ..places import place
 from ._canonical import canonical_name
 
