@@ -14,7 +14,7 @@ DBS ?=
 PYTHONS ?= 3.10 3.13
 MATRIX_DBS ?= sqlite postgresql
 
-.PHONY: help demo test torture test-matrix lint typecheck format clean mysqlclient
+.PHONY: help demo test torture mutations test-matrix lint typecheck format clean mysqlclient
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -24,11 +24,14 @@ help: ## Show this list
 demo: $(DEMO_READY) ## Run the example: web site, two workers, two beats (DEMO_SECONDS=20 ends it)
 	@$(BIN)/python -m example_project.demo
 
-test: $(TOOLS_READY) mysqlclient ## Run the suite on SQLite, PostgreSQL and MariaDB
+test: $(TOOLS_READY) mysqlclient ## Run the suite on SQLite, PostgreSQL, MariaDB and PgBouncer
 	@$(BIN)/python tests/run.py $(DBS:%=--db %)
 
 torture: $(TOOLS_READY) mysqlclient ## Run the hard tests on durable servers (DISTLOCK_TORTURE=ci, short, long)
 	@$(BIN)/python tests/run.py --torture $(DBS:%=--db %)
+
+mutations: $(TOOLS_READY) mysqlclient ## Break each safety line, and see a test fail (two hours; DBS=postgresql: one)
+	@$(BIN)/python -m tests.torture.mutations $(DBS:%=--db %)
 
 test-matrix: ## Run the suite on other Pythons (PYTHONS="3.10 3.13"), each with its newest Django
 	@failed=; for version in $(PYTHONS); do \

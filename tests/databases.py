@@ -9,7 +9,13 @@ import sqlite3
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-ENGINES = {"sqlite": "sqlite3", "postgresql": "postgresql", "mysql": "mysql", "mariadb": "mysql"}
+ENGINES = {
+    "sqlite": "sqlite3",
+    "postgresql": "postgresql",
+    "pgbouncer": "postgresql",  # in transaction mode
+    "mysql": "mysql",
+    "mariadb": "mysql",
+}
 CONNECT_LIMIT = 5
 
 
@@ -24,7 +30,8 @@ def settings_for(url: str) -> dict[str, Any]:
         raise ValueError(
             f"a database URL starts with one of {', '.join(ENGINES)}, not with {parts.scheme!r}"
         )
-    return {
+    more = {"DISABLE_SERVER_SIDE_CURSORS": True} if parts.scheme == "pgbouncer" else {}
+    return more | {
         "ENGINE": f"django.db.backends.{ENGINES[parts.scheme]}",
         "NAME": unquote(parts.path[1:]),
         "HOST": parts.hostname or "",
@@ -35,17 +42,24 @@ def settings_for(url: str) -> dict[str, Any]:
 
 
 def query(url: str, sql: str, *, name: str | None = None) -> tuple[Any, ...] | None:
-    """Run one statement in autocommit on a connection of its own; return its first row.
+    """Run one statement as ``rows`` does; return its first row."""
+    return next(iter(rows(url, sql, name=name)), None)
+
+
+def rows(url: str, sql: str, *, name: str | None = None) -> list[tuple[Any, ...]]:
+    """Run one statement in autocommit on a connection of its own; return what it gives.
 
     ``name`` replaces the database of the URL. Raises ``Unavailable`` without the driver.
     """
-    with contextlib.closing(_connect(settings_for(url), name)) as connection:
+    with contextlib.closing(connect(url, name)) as connection:
         cursor = connection.cursor()
         cursor.execute(sql)
-        return cursor.fetchone() if cursor.description else None
+        return list(cursor.fetchall()) if cursor.description else []
 
 
-def _connect(at: dict[str, Any], name: str | None) -> Any:
+def connect(url: str, name: str | None = None) -> Any:
+    """The driver's own connection, in autocommit. The caller closes it."""
+    at = settings_for(url)
     postgresql = at["ENGINE"].endswith("postgresql")
     module = "psycopg" if postgresql else "MySQLdb"
     try:
@@ -71,7 +85,7 @@ def version(url: str) -> str:
     """
     if url.startswith("sqlite"):
         return f"SQLite {sqlite3.sqlite_version}"
-    postgresql = url.startswith("postgresql")
+    postgresql = settings_for(url)["ENGINE"].endswith("postgresql")
     try:
         row = query(url, "SELECT version()", name="postgres" if postgresql else "")
     except Unavailable:

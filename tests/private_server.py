@@ -39,6 +39,7 @@ class Server(ABC):
     stop_signal: ClassVar[signal.Signals]
     maintenance: ClassVar[str]  # a database that every server has
     directory_query: ClassVar[str]
+    databases: ClassVar[tuple[str, ...]] = DATABASES  # made at the first start
 
     def __init__(self, *, durable: bool = False) -> None:
         self.durable = durable
@@ -102,7 +103,7 @@ class Server(ABC):
                 self.home = self._make_home()
                 self.create_data()
             self._start_on(None if fresh else self.port)
-            for name in DATABASES if fresh else ():
+            for name in self.databases if fresh else ():
                 query(self.url, f"CREATE DATABASE {name}", name=self.maintenance)
         except BaseException:
             self.stop()
@@ -187,6 +188,8 @@ class Server(ABC):
                 "PATH": os.defpath,
                 "LC_ALL": "C",
                 "HOME": str(self.home),
+                # MariaDB removes the temporary tables that it finds in a shared one as it starts.
+                "TMPDIR": str(self.home),
                 **self.environment,
             },
             # Ctrl-C is for the tests; whoever runs them stops the server afterwards.

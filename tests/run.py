@@ -7,8 +7,8 @@
 What follows ``--`` goes to pytest, and so does PYTEST_ARGS. For each database a private server is
 started (tests/servers.py) and stopped afterwards, unless the environment names one:
 
-DISTLOCK_TEST_POSTGRESQL_URL, DISTLOCK_TEST_MARIADB_URL   a server to use instead of our own
-DISTLOCK_REQUIRE    databases that must not be missing: postgresql,mariadb
+DISTLOCK_TEST_POSTGRESQL_URL, ..._MARIADB_URL, ..._PGBOUNCER_URL   use this server, not our own
+DISTLOCK_REQUIRE    databases that must not be missing: postgresql,mariadb,pgbouncer
 DISTLOCK_JOBS       2 runs two databases at a time and shows their output when they are done
 DISTLOCK_DURABLE    1: commits wait for the disk (always so with --torture)
 DISTLOCK_TORTURE    ci, short (default) or long: how hard the tests marked ``torture`` are
@@ -38,8 +38,11 @@ if str(ROOT) not in sys.path:  # as a script, this file finds only its own folde
     sys.path.insert(0, str(ROOT))
 
 from tests.databases import Unavailable, version  # noqa: E402
-from tests.servers import SERVERS  # noqa: E402
+from tests.pgbouncer import PgBouncer  # noqa: E402
+from tests.private_server import Server  # noqa: E402
+from tests.servers import SERVERS as DATABASE_SERVERS  # noqa: E402
 
+SERVERS: dict[str, type[Server]] = {**DATABASE_SERVERS, "pgbouncer": PgBouncer}
 NAMES = ("sqlite", *SERVERS)
 RESULTS = ROOT / ".test-results"
 RUN_LIMIT = 3600.0  # seconds for one pytest; a single test has its own limit, in setup.cfg
@@ -173,6 +176,8 @@ class Runner:
             return
         report = RESULTS / f"{label}.xml"
         report.unlink(missing_ok=True)
+        if outcome.name == "pgbouncer":  # its idle sessions would not let the database be dropped
+            args = ["--reuse-db", *args]
         environ = {**os.environ, "DISTLOCK_TEST_URL": url, "DISTLOCK_USE_TZ": use_tz}
         status = self.pytest(label, [f"--junitxml={report}", *args], environ)
         outcome.add(label, status, report, may_be_empty=use_tz == "0")
@@ -269,6 +274,8 @@ def main(argv: list[str]) -> int:
         return 0
     named = {name for name in SERVERS if os.environ.get(f"DISTLOCK_TEST_{name.upper()}_URL")}
     names = [name for name in NAMES if not options.db or name in options.db]
+    if options.torture and not options.db:
+        names.remove("pgbouncer")
     # Whoever names a server or a database wants it to be run.
     needed = required(os.environ.get("DISTLOCK_REQUIRE", "")) | named.intersection(names)
     needed |= set(options.db or ())

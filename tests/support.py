@@ -90,11 +90,39 @@ def kill_session() -> None:
     """End the session of this thread's connection, as an administrator or a crash would."""
     with other_session() as cursor:
         if connection.vendor == "postgresql":
-            pid = connection.connection.info.backend_pid
+            with connection.cursor() as mine:  # behind PgBouncer the driver does not know it
+                mine.execute("SELECT pg_backend_pid()")
+                pid = mine.fetchone()[0]
             cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
         else:
             cursor.execute(f"KILL {connection.connection.thread_id()}")
     time.sleep(0.05)
+
+
+def sessions() -> set[int]:
+    """The server's sessions on the database under test, but for the one that asks."""
+    with other_session() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+                "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+        else:
+            cursor.execute(
+                "SELECT id FROM information_schema.processlist WHERE db = DATABASE() "
+                "AND id <> CONNECTION_ID()"
+            )
+        return {found for (found,) in cursor.fetchall()}
+
+
+def eventually(check: Callable[[], object], within: float = 5.0) -> bool:
+    """Whether something becomes true within that many seconds."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if check():
+            return True
+        time.sleep(0.02)
+    return bool(check())
 
 
 def row(name: str) -> dict[str, Any]:
@@ -108,10 +136,12 @@ def row(name: str) -> dict[str, Any]:
 __all__ = [
     "DatabaseError",
     "becomes_free",
+    "eventually",
     "in_thread",
     "is_free",
     "kill_session",
     "other_session",
     "row",
+    "sessions",
     "steal",
 ]

@@ -84,7 +84,7 @@ def hold(name: str = "n", **columns: Any) -> None:
 def seed() -> None:
     """One lock in each state."""
     hold("a held", host="web-1", pid=4711, thread="shop.tasks.sync[1]", note="month end")
-    hold("b kept", owner="", host="web-2", pid=4712, thread="MainThread")
+    hold("b kept", owner="", ttl=MINUTE, host="web-2", pid=4712, thread="MainThread")
     hold("c expired", expires_at=-2 * HOUR, acquired_at=-3 * HOUR, host="web-3", pid=4713)
     hold("d free", owner="", expires_at=-HOUR, host="web-4", pid=4714)
     hold("e long", acquired_at=-2 * HOUR, host="web-5", pid=4715)
@@ -404,12 +404,12 @@ def test_who_may_not_look_sees_nothing(permissions: tuple[str, ...]) -> None:
 def test_it_asks_first_and_shows_this_holder_and_token(client: Client) -> None:
     seed()
     before = stored("a held")
-    page = ask(client, "a held", "b kept", "c expired", "d free")
+    page = ask(client, "a held", "c expired", "d free")
     shown = text(page)
     assert "a held shop.tasks.sync[1] process 4711 on web-1 month end" in shown
     assert " 7 " in shown
-    assert "3 more selected locks are not held" in shown
-    assert "b kept" not in shown
+    assert "2 more selected locks are not held" in shown
+    assert "c expired" not in shown
     assert stored("a held") == before
     fields = dict(re.findall(r'type="hidden" name="(\w+)" value="(.*?)"', page.content.decode()))
     assert json.loads(html.unescape(fields["chosen"])) == ["a held", 0, 7]
@@ -435,6 +435,29 @@ def test_confirmed_it_takes_the_lock_and_leaves_traces(client: Client, log: Any)
         "WARNING"
     ]
     assert "Force-released: token" in text(client.get(f"{LIST}{primary('x')}/history/"))
+
+
+def test_a_lock_that_only_min_hold_keeps_can_be_freed(client: Client, log: Any) -> None:
+    lock("x", min_hold=60).acquire().release()
+    kept = stored("x")
+    assert "Force-release…" in text(client.get(f"{LIST}{primary('x')}/change/"))
+    assert "x last: MainThread" in text(ask(client, "x"))
+    said = confirm(client, chosen("x", kept.fencing_token))
+    assert len(said) == 1
+    assert re.match(r"The lock 'x' is free: min_hold kept it after MainThread of process", said[0])
+    assert stored("x").fencing_token > kept.fencing_token
+    assert stored("x").losses == 0
+    assert is_free("x")
+    assert "lock_force_released name='x'" in log.text
+    assert LogEntry.objects.get().object_repr == "x"
+
+
+def test_a_released_lock_is_free_though_the_clock_was_set_back(client: Client) -> None:
+    lock("x").acquire().release()
+    write("x", acquired_at=HOUR, expires_at=HOUR)
+    shown = table(client)["x"]
+    assert (shown["badge"], shown["time_left"]) == ("free", "\N{EN DASH}")
+    assert is_free("x")
 
 
 def test_the_button_of_the_detail_view_leads_to_the_question(client: Client) -> None:
@@ -490,7 +513,7 @@ def test_a_pinned_lock_is_left_alone_and_the_others_are_not(client: Client, log:
 
 def test_nothing_that_is_held_nothing_to_ask(client: Client) -> None:
     seed()
-    response = ask(client, "b kept", "c expired", "d free")
+    response = ask(client, "c expired", "d free")
     assert response.status_code == 302
     said = [str(message) for message in get_messages(response.wsgi_request)]
     assert said == ["None of the selected locks is held: there is nothing to release."]

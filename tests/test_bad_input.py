@@ -6,7 +6,7 @@ import math
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from django.db import DatabaseError, InternalError, OperationalError, connection, connections
 from django.db import transaction as django_transaction
 
-from distlock import LockError, lock
+from distlock import LockError, LockLost, lock
 from distlock.backends import backend_for
 from distlock.backends.base import TABLE
 from distlock.models import DistributedLock
@@ -62,6 +62,25 @@ def test_a_duration_out_of_range_is_a_value_error(argument: str, value: Any) -> 
 def test_a_lease_of_no_length_is_a_value_error(argument: str, value: Any) -> None:
     with pytest.raises(ValueError, match=named(argument) + "be greater than 0, not "):
         lock("x", **{argument: value})
+
+
+@anywhere
+@pytest.mark.parametrize("argument", ["ttl", "max_hold"])
+@pytest.mark.parametrize("value", [1e-7, 0.0009, timedelta(microseconds=1)], ids=repr)
+def test_a_lease_too_short_to_be_counted_is_a_value_error(argument: str, value: Any) -> None:
+    """It would become one of 0 microseconds, or milliseconds on SQLite."""
+    with pytest.raises(ValueError, match=named(argument) + "be at least a millisecond"):
+        lock("x", **{argument: value})
+
+
+@database
+def test_the_shortest_lease_is_granted_and_a_shorter_one_not_renewed() -> None:
+    with lock("x") as lease, pytest.raises(ValueError, match=named("ttl") + "be at least"):
+        lease.renew(ttl=1e-7)
+    lease = lock("x", ttl=0.001, renew=False).acquire()
+    assert lease.expires_at - lease.acquired_at == timedelta(milliseconds=1)
+    with suppress(LockLost):
+        lease.release()
 
 
 @anywhere

@@ -49,6 +49,14 @@ def test_zero_is_refused_where_it_makes_no_sense(given: Any) -> None:
         seconds(given, "ttl", positive=True)
 
 
+@pytest.mark.parametrize("given", [1e-9, 0.00099, math.ulp(0.0), timedelta(microseconds=999)])
+def test_less_than_a_millisecond_is_refused_there_too(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"^ttl must be at least a millisecond \(0\.001\), not "):
+        seconds(given, "ttl", positive=True)
+    assert seconds(given, "wait") >= 0
+    assert seconds(0.001, "ttl", positive=True) == 0.001
+
+
 @pytest.mark.parametrize("given", [LONGEST + 1, 1e300, math.inf, timedelta.max, 10**30])
 def test_more_than_ten_years_is_refused(given: Any) -> None:
     with pytest.raises(ValueError, match=r"^ttl must be at most ten years \(315360000\), not "):

@@ -9,7 +9,15 @@ import pytest
 from django.db import DatabaseError
 
 import distlock
-from distlock import AlreadyHeld, CommitOutcomeUnknown, Holder, LockBusy, LockError, LockLost
+from distlock import (
+    AlreadyHeld,
+    CommitOutcomeUnknown,
+    Holder,
+    LockBusy,
+    LockError,
+    LockLost,
+    StaleToken,
+)
 
 pytestmark = pytest.mark.vendor("sqlite")
 
@@ -21,6 +29,7 @@ ERRORS: list[LockError] = [
     LockBusy("message", name="x", holder=None, waited=0.0),
     AlreadyHeld("message", name="x"),
     LockLost("message", name="x", token=7, reason="it had expired"),
+    StaleToken("message", name="x", token=7, seen=9),
     CommitOutcomeUnknown("message", name="x"),
 ]
 each = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -59,7 +68,7 @@ def test_an_error_can_be_made_again_from_its_args(error: LockError) -> None:
     assert isinstance(repr(again), str)
 
 
-@pytest.mark.parametrize("cls", [LockError, LockBusy, AlreadyHeld, LockLost, CommitOutcomeUnknown])
+@pytest.mark.parametrize("cls", [type(error) for error in ERRORS])
 def test_an_error_needs_no_arguments(cls: type[LockError]) -> None:
     assert str(cls()) == ""
     assert cls("an argument").args == ("an argument",)
@@ -68,15 +77,18 @@ def test_an_error_needs_no_arguments(cls: type[LockError]) -> None:
 def test_the_attributes_have_defaults() -> None:
     assert (LockBusy("m").holder, LockBusy("m").waited) == (None, 0.0)
     assert (LockLost("m").token, LockLost("m").reason) == (None, "")
+    assert (StaleToken("m").token, StaleToken("m").seen) == (None, None)
 
 
 def test_the_family() -> None:
     assert issubclass(LockBusy, TimeoutError)
     assert issubclass(LockLost, DatabaseError)
     assert issubclass(CommitOutcomeUnknown, DatabaseError)
+    assert issubclass(StaleToken, DatabaseError)
     assert not issubclass(CommitOutcomeUnknown, LockLost)
+    assert not issubclass(StaleToken, LockLost)
     assert not issubclass(AlreadyHeld, (LockBusy, LockLost))
-    for name in ("AlreadyHeld", "CommitOutcomeUnknown", "LockBusy", "LockLost"):
+    for name in ("AlreadyHeld", "CommitOutcomeUnknown", "LockBusy", "LockLost", "StaleToken"):
         assert issubclass(getattr(distlock, name), LockError)
 
 

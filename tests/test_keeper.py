@@ -16,27 +16,19 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 
-from distlock import LockLost, lock
+from distlock import Lease, LockLost, lock
 from distlock.backends import backend_for
+from distlock.backends.base import Unlock
 from distlock.background import Background
 from distlock.connections import private
 from distlock.keeper import keeper
 from distlock.signals import lock_lost
 from distlock.terms import margin
-from tests.support import in_thread, is_free, other_session, steal
+from tests.support import eventually, in_thread, is_free, other_session, steal
 from tests.torture.conftest import ROOT, environment
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 servers = pytest.mark.vendor("postgresql", "mysql")
-
-
-def eventually(check: Any, within: float = 5.0) -> bool:
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if check():
-            return True
-        time.sleep(0.02)
-    return bool(check())
 
 
 @contextmanager
@@ -71,11 +63,12 @@ def test_a_lease_outlives_its_ttl_while_it_is_renewed() -> None:
 
 def test_many_leases_are_renewed_in_one_statement() -> None:
     leases = [lock(f"many {n}", ttl=30).acquire() for n in range(50)]
+    rounds = keeper.rounds("default")
     with renewals_that(lambda real, on, held: real(on, held)) as calls:
-        with keeper._mutex:
+        with rounds._mutex:
             for lease in leases:
                 lease._term.next_renewal = 0.0
-        keeper._thread.wake()
+        rounds._thread.wake()
         assert eventually(lambda: calls)
         time.sleep(0.3)
     assert calls == [50]
@@ -199,76 +192,194 @@ def test_a_hung_statement_costs_no_healthy_lease() -> None:
             time.sleep(1.8)
             assert not lease.lost
             cursor.execute("ROLLBACK" if connection.vendor == "postgresql" else "UNLOCK TABLES")
-        time.sleep(2)
+        for _ in range(2):
+            assert is_renewed(lease, 1.5)
         lease.check()
 
 
 class BlackHole:
-    """A TCP proxy that can stop passing anything on, without closing."""
+    """A TCP relay that can stop passing anything on, without closing."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings, self._real = settings, settings["PORT"]
+        self._target = (settings["HOST"], int(settings["PORT"]))
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.swallows = threading.Event()
-        self.closed = False
+        settings["PORT"] = str(self._listener.getsockname()[1])
+        self._swallowed = threading.Event()
+        self.swallows = False
+        """Whether connections that are made now are swallowed, too."""
         self._sockets: list[socket.socket] = [self._listener]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def _accept(self) -> None:
-        while not self.closed:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self._target)
-            self._sockets += [client, server]
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+    def swallow(self) -> None:
+        """Pass nothing on any more of the connections that there are."""
+        self._swallowed.set()
+        self._swallowed = threading.Event()
 
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._sockets += [client, server]
+                swallowed = threading.Event() if self.swallows else self._swallowed
+                if self.swallows:
+                    swallowed.set()
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass, args=(*pair, swallowed)).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, swallowed: Any) -> None:
+        with suppress(OSError):
             while data := source.recv(65536):
-                if not self.swallows.is_set():
+                if not swallowed.is_set():
                     sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
     def close(self) -> None:
-        self.closed = True
+        self._settings["PORT"] = self._real
         for one in self._sockets:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)  # close() alone waits for who is in recv()
             one.close()
 
 
+@contextmanager
+def black_hole_before(alias: str) -> Iterator[BlackHole]:
+    """Private connections to an alias go through a relay; the caller's own goes past it."""
+    connections[alias].ensure_connection()
+    private(alias).close()
+    hole = BlackHole(connections[alias].settings_dict)
+    yield hole
+    hole.close()
+    private(alias).close()
+
+
 @pytest.fixture
 def black_hole() -> Iterator[BlackHole]:
-    """Private connections go through a proxy."""
-    connection.ensure_connection()  # the caller's own goes past it
-    settings = connections["default"].settings_dict
-    hole = BlackHole(settings["HOST"], int(settings["PORT"]))
-    real = settings["PORT"]
-    private("default").close()
-    settings["PORT"] = str(hole.port)
-    yield hole
-    settings["PORT"] = real
-    private("default").close()
-    hole.close()
+    with black_hole_before("default") as hole:
+        yield hole
+
+
+def is_renewed(lease: Lease, within: float) -> bool:
+    first = lease.expires_at
+    return eventually(lambda: lease.expires_at > first, within)
 
 
 @servers
 def test_a_network_that_swallows_packets_costs_no_healthy_lease(black_hole: BlackHole) -> None:
-    with lock("x", ttl=4) as lease:
-        first = lease.expires_at
-        assert eventually(lambda: lease.expires_at > first, 3), "the keeper has a connection"
-        black_hole.swallows.set()
-        second = lease.expires_at
-        time.sleep(2.4)
-        black_hole.swallows.clear()
-        assert eventually(lambda: lease.expires_at > second, 3)
+    """The old connection stands still for ever; a new one would work."""
+    with lock("x", ttl=3) as lease:
+        assert is_renewed(lease, 2), "the keeper has a connection"
+        black_hole.swallow()
+        assert is_renewed(lease, 2.8)
+        assert is_renewed(lease, 2)
         lease.check()
+
+
+@servers
+def test_a_server_that_answers_nobody_for_a_while_costs_no_healthy_lease(
+    black_hole: BlackHole,
+) -> None:
+    """A connection that hangs as it is opened is given up in time, too."""
+    with lock("x", ttl=3) as lease:
+        black_hole.swallows = True
+        private("default").close()
+        time.sleep(1.5)  # it is due since 1.0
+        black_hole.swallows = False
+        assert is_renewed(lease, 1.3)
+        lease.check()
+
+
+@servers
+def test_a_users_statement_that_hangs_costs_no_healthy_lease(black_hole: BlackHole) -> None:
+    held: list[float] = []
+
+    def work() -> None:
+        with transaction.atomic(), lock("y"):
+            held.append(time.monotonic())
+        connections.close_all()
+
+    with lock("x", ttl=3) as lease:
+        assert is_renewed(lease, 2)
+        time.sleep(0.8)  # due in 0.2 s
+        black_hole.swallow()
+        start = time.monotonic()
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert is_renewed(lease, 1.9)
+        lease.check()
+        thread.join(20)
+    assert held, "the user's own acquire came through in the end"
+    assert held[0] - start < 2
+
+
+@servers
+def test_a_long_lease_whose_renewal_hangs_costs_no_short_one(black_hole: BlackHole) -> None:
+    with lock("long", ttl=600) as long, lock("x", ttl=3) as lease:
+        assert is_renewed(lease, 2)
+        black_hole.swallow()
+        long._term.next_renewal = 0.0
+        keeper.rounds("default")._thread.wake()
+        assert is_renewed(lease, 2.8)
+        lease.check()
+        long.check()
+
+
+@servers
+def test_releases_that_wait_for_their_end_cost_no_healthy_lease(black_hole: BlackHole) -> None:
+    others = [lock(f"other {n}", ttl=600).acquire() for n in range(5)]
+    ended: list[Unlock] = []
+    with lock("x", ttl=3) as lease:
+        assert is_renewed(lease, 2)
+        black_hole.swallow()
+        for other in others:
+            other._released = True
+            keeper.drop(other._term)
+            keeper.finish(other._term, ended.append)
+        assert is_renewed(lease, 2.8)
+        lease.check()
+        assert eventually(lambda: ended == [Unlock.FREED] * 5)
+
+
+@servers
+def test_a_release_that_cannot_be_finished_keeps_no_other_waiting(monkeypatch: Any) -> None:
+    leases = [lock(f"unfinished {n}", ttl=60).acquire() for n in range(4)]
+    backend = backend_for(connection)
+    real = backend.free
+    tries: list[str] = []
+
+    def free(on: Any, held: Any) -> Unlock:
+        tries.append(held.name)
+        if held.name == tries[0]:
+            raise OperationalError("no answer")
+        return real(on, held)
+
+    monkeypatch.setitem(backend.__dict__, "free", free)
+    ended: list[Unlock] = []
+    for lease in leases:
+        lease._released = True
+        keeper.drop(lease._term)
+        keeper.finish(lease._term, ended.append)
+    assert eventually(lambda: ended == [Unlock.FREED] * 3, 2)
+    monkeypatch.undo()
+    assert eventually(lambda: ended == [Unlock.FREED] * 4, 2)
+
+
+@servers
+def test_a_database_that_hangs_costs_no_lease_of_another() -> None:
+    """It accepts connections and never answers."""
+    with lock("y", ttl=600, using="other") as long, black_hole_before("other") as hole:
+        hole.swallows = True
+        private("other").close()
+        before = long.expires_at
+        with lock("x", ttl=1.5) as lease:
+            long._term.next_renewal = 0.0
+            keeper.rounds("other")._thread.wake()
+            for _ in range(6):
+                assert is_renewed(lease, 1.4)
+            lease.check()
+        assert long.expires_at == before, "it did answer, so this proves nothing"
+        hole.swallows = False
 
 
 # -- the thread ----------------------------------------------------------------------------
@@ -301,8 +412,8 @@ def test_stopping_what_never_started_is_harmless() -> None:
 
 def test_one_thread_however_many_leases() -> None:
     leases = [lock(f"n{n}").acquire() for n in range(5)]
-    keepers = [thread for thread in threading.enumerate() if thread.name == "distlock-keeper"]
-    assert len(keepers) == 1
+    names = [thread.name for thread in threading.enumerate()]
+    assert names.count("distlock-keeper-default") == 1
     for lease in leases:
         lease.release()
 
@@ -384,9 +495,10 @@ def test_a_killed_holders_lock_is_granted_after_its_ttl() -> None:
 
 def test_the_keeper_forgets_what_is_over() -> None:
     lease = lock("x", ttl=0.3, renew=False).acquire()
-    assert lease._term in keeper._terms
+    rounds = keeper.rounds("default")
+    assert lease._term in rounds._terms
     time.sleep(0.4)
-    keeper._thread.wake()
-    assert eventually(lambda: lease._term not in keeper._terms, 2)
+    rounds._thread.wake()
+    assert eventually(lambda: lease._term not in rounds._terms, 2)
     with pytest.raises(LockLost):
         lease.release()

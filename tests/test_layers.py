@@ -18,8 +18,8 @@ pytestmark = pytest.mark.vendor("sqlite")
 
 LAYERS = {
     "edge": "apps admin states checks testing management contrib",
-    "API": "locks leases decorators places transactions atomics jobs",
-    "engine": "keeper waiting background connections contexts terms",
+    "API": "arguments locks leases decorators places hooks transactions atomics jobs fencing",
+    "engine": "keeper waiting background connections contexts limits terms",
     "store": "backends models migrations",
     "ground": "events signals conf exceptions deadlines",
 }
@@ -35,6 +35,7 @@ PUBLIC = {
     "LockBusy",
     "LockError",
     "LockLost",
+    "StaleToken",
     "lock",
 }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections, transaction
 
 from distlock import AlreadyHeld, LockBusy, LockLost, lock
+from distlock.backends import backend_for
 from distlock.connections import private
 from distlock.keeper import keeper
+from distlock.places import place
 from distlock.signals import lock_lost, lock_released
 from tests.app.models import Counter
 from tests.support import becomes_free, in_thread, is_free, other_session, row, steal
@@ -40,7 +44,7 @@ def test_closing_the_connection_inside_the_block_frees() -> None:
 def test_a_lease_is_collected_while_the_keeper_works() -> None:
     """The collector may run in the keeper's own thread, inside its mutex."""
     held = [lock("x", ttl=0.6).acquire()]
-    with keeper._mutex, pytest.warns(ResourceWarning):
+    with keeper.rounds("default")._mutex, pytest.warns(ResourceWarning):
         held.clear()
     assert becomes_free("x", 3)
 
@@ -276,7 +280,7 @@ def test_a_slow_receiver_does_not_stop_the_keeper() -> None:
     finally:
         lock_released.disconnect(receive)
     assert threads
-    assert "distlock-keeper" not in threads
+    assert not any("keeper" in name for name in threads)
 
 
 @servers
@@ -322,3 +326,35 @@ def test_sqlite_a_lease_that_outlives_its_transaction_is_renewed() -> None:
     time.sleep(1.3)
     lease.check()
     lease.release()
+
+
+@postgresql
+def test_an_interrupted_statement_does_not_spoil_the_callers_connection() -> None:
+    def raise_boom(*arguments: Any) -> None:
+        raise Boom
+
+    previous = signal.signal(signal.SIGALRM, raise_boom)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(Boom):
+            place("default").run(lambda on: on.cursor().execute("SELECT pg_sleep(2)"))
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert Counter.objects.count() == 0
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@servers
+def test_an_interrupted_acquire_leaves_no_lease(monkeypatch: Any, inside: bool) -> None:
+    backend = backend_for(connection)
+    real = type(backend).grant
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        assert real(backend, *arguments) is not None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backend, "grant", interrupted)
+    with pytest.raises(KeyboardInterrupt), transaction.atomic() if inside else nullcontext():
+        lock("x", ttl=60).acquire()
+    assert becomes_free("x", 3)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from django.db import (
     DatabaseError,
     IntegrityError,
+    InternalError,
     connection,
     connections,
     transaction,
@@ -19,6 +20,7 @@ from django.db import (
 from django.test import RequestFactory
 
 from distlock import Lease, LockError, LockLost, lock
+from distlock.connections import private
 from distlock.signals import lock_lost, lock_released
 from tests.app.models import Counter, Ticket
 from tests.support import (
@@ -252,6 +254,62 @@ def test_taking_it_again_adopts_what_the_transaction_holds() -> None:
     assert is_free("x")
 
 
+def end_by_commit() -> None:
+    with transaction.atomic(), lock("x"):
+        pass
+
+
+def end_by_set_rollback() -> None:
+    with transaction.atomic(), lock("x"):
+        transaction.set_rollback(True)
+
+
+def end_by_exception() -> None:
+    with contextlib.suppress(Boom), transaction.atomic(), lock("x"):
+        raise Boom
+
+
+def end_by_commit_after_a_savepoint_rollback() -> None:
+    with transaction.atomic(), contextlib.suppress(Boom), transaction.atomic(), lock("x"):
+        raise Boom
+
+
+def end_by_hand() -> None:
+    transaction.set_autocommit(False)
+    with lock("x"):
+        pass
+    transaction.rollback()
+    transaction.set_autocommit(True)
+
+
+@servers
+@pytest.mark.parametrize(
+    ("end", "statements"),
+    [
+        (end_by_commit, 0),
+        (end_by_set_rollback, 1),
+        (end_by_exception, 1),
+        (end_by_commit_after_a_savepoint_rollback, 0),
+        (end_by_hand, 1),
+    ],
+)
+def test_freeing_takes_one_round_trip_at_most(end: Callable[[], None], statements: int) -> None:
+    """Nothing is sent after COMMIT, and one statement after ROLLBACK, besides the grant."""
+    end_by_commit()
+    sent: list[str] = []
+
+    def count(run: Any, sql: str, *arguments: Any) -> Any:
+        sent.append(sql)
+        return run(sql, *arguments)
+
+    opened = private("default")._connection
+    assert opened is not None
+    with opened.execute_wrapper(count):
+        end()
+    assert is_free("x")
+    assert len(sent) == 1 + statements, sent
+
+
 # -- by hand, and cut off --------------------------------------------------------------
 
 
@@ -308,12 +366,15 @@ def test_killed_session_inside_the_block_frees() -> None:
 @postgresql
 def test_swallowed_error_is_not_taken_for_a_commit() -> None:
     """B-4: PostgreSQL answers such a COMMIT with ROLLBACK, and Django takes it for a commit."""
-    with transaction.atomic():
+    ran: list[int] = []
+    with pytest.raises(InternalError, match="Nothing was committed"), transaction.atomic():
+        transaction.on_commit(lambda: ran.append(1))
         with lock("x"):
             Counter.objects.create(name="c", value=1)
         with connection.cursor() as cursor:
             with pytest.raises(Exception, match="nonsense"):
                 cursor.cursor.execute("SELECT nonsense")
+    assert ran == []
     assert not Counter.objects.filter(name="c").exists()
     assert is_free("x")
 
@@ -334,11 +395,14 @@ def test_interrupt_just_before_commit(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B-1, B-2: Django goes on to set_autocommit(True), which commits on MariaDB and SQLite."""
-    wrapper = type(connections["default"])
+    public = connections["default"]
+    wrapper = type(public)
     real = wrapper._commit
 
     def interrupted(self: Any) -> None:
-        raise error
+        if self is public:
+            raise error
+        real(self)
 
     ran: list[int] = []
     with pytest.raises(error), transaction.atomic():

@@ -19,6 +19,7 @@ from distlock.backends.generic import Generic
 from distlock.backends.mysql import MariaDB, MySQL
 from distlock.backends.postgresql import PostgreSQL
 from distlock.backends.sqlite import SQLite
+from distlock.connections import private
 from tests.conformance import rows
 
 
@@ -103,6 +104,7 @@ def backend(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, table: None
 ) -> Backend:
     chosen: Backend = request.param()
+    private("default")  # has its settings, for all tests, from the backend that it is made with
     monkeypatch.setattr(backends, "_backend", lambda vendor, is_mariadb: chosen)
     return chosen
 

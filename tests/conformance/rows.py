@@ -234,6 +234,17 @@ def transaction(on: BaseDatabaseWrapper, isolation: str = "") -> Iterator[BaseDa
         on.set_autocommit(True)
 
 
+def isolate(on: BaseDatabaseWrapper, level: str) -> None:
+    """Give a session that nothing has been asked of yet a level; "+ snapshot": MariaDB's option."""
+    level, _, snapshot = level.partition(" + ")
+    if on.vendor == "postgresql":
+        execute(f"SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {level}", on=on)
+    else:
+        execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {level}", on=on)
+    if snapshot and query("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'", on=on):
+        execute("SET SESSION innodb_snapshot_isolation = ON", on=on)
+
+
 @contextmanager
 def pinned(
     name: str = "n", slot: int = 0, lock: str = "FOR UPDATE"

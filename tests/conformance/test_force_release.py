@@ -9,6 +9,7 @@ from tests.conformance.rows import (
     MILLISECOND,
     MINUTE,
     SECOND,
+    claim,
     expire,
     now,
     pinned,
@@ -46,6 +47,13 @@ def test_min_hold_does_not_outlast_force(backend: Backend, mode: str) -> None:
     take(backend, "you")
 
 
+def test_a_forced_lock_is_free_though_the_clock_is_set_back(backend: Backend, mode: str) -> None:
+    held = take(backend, min_hold=MINUTE)
+    assert backend.force_release(connection, "n", 0, held.token)
+    write(acquired_at=60 * MINUTE, expires_at=60 * MINUTE)
+    take(backend, "you")
+
+
 def test_the_forced_holder_can_do_nothing_more(backend: Backend, mode: str) -> None:
     held = take(backend)
     assert backend.force_release(connection, "n", 0, held.token)
@@ -63,9 +71,26 @@ def test_it_is_refused_when_the_holder_has_changed(backend: Backend, mode: str) 
     assert stored() == before
 
 
-@pytest.mark.parametrize("state", ["released", "expired", "kept by min_hold", "absent"])
+def test_a_lock_that_only_min_hold_keeps_is_freed_and_nobody_has_lost_it(
+    backend: Backend, mode: str
+) -> None:
+    held = take(backend, min_hold=MINUTE)
+    backend.release(connection, held, alone=mode == "autocommit")
+    assert backend.grant(connection, claim("you"), 0) is None
+    before = now()
+    token = backend.force_release(connection, "n", 0, held.token)
+    row = stored()
+    assert token is not None
+    assert token > held.token
+    assert (row.owner, row.fencing_token, row.ttl, row.losses) == ("", token, 0, 0)
+    assert before <= row.expires_at <= now()
+    assert backend.force_release(connection, "n", 0, token) is None
+    assert take(backend, "you").token > token
+
+
+@pytest.mark.parametrize("state", ["released", "expired", "absent"])
 def test_it_is_refused_when_nobody_holds_the_lock(backend: Backend, mode: str, state: str) -> None:
-    held = take(backend, min_hold=MINUTE if state == "kept by min_hold" else 0)
+    held = take(backend)
     if state == "expired":
         expire()
     elif state != "absent":

@@ -51,6 +51,11 @@ def test_a_held_name_is_refused_and_its_row_is_untouched(backend: Backend, mode:
     assert stored() == before
 
 
+def test_a_row_with_an_owner_is_held_whatever_its_ttl(backend: Backend, mode: str) -> None:
+    write(owner="by hand", ttl=0, expires_at=MINUTE)
+    assert backend.grant(connection, claim(), 0) is None
+
+
 def test_a_grant_in_autocommit_is_seen_by_others_at_once(
     backend: Backend, other: BaseDatabaseWrapper
 ) -> None:

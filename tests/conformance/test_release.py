@@ -141,6 +141,33 @@ def test_a_clock_that_was_set_back_keeps_a_released_lock_no_longer_than_min_hold
     assert stored().expires_at <= now() + min_hold
 
 
+@pytest.mark.parametrize("min_hold", [0, SECOND], ids=["without min_hold", "after min_hold"])
+def test_a_clock_that_is_set_back_after_the_release_keeps_no_lock(
+    backend: Backend, end: End, min_hold: int
+) -> None:
+    held = take(backend, min_hold=min_hold)
+    write(acquired_at=-2 * SECOND)
+    assert end(backend, held)
+    write(acquired_at=59 * MINUTE, expires_at=60 * MINUTE)
+    assert backend.holder(connection, "n", 0) is None
+    assert backend.force_release(connection, "n", 0, held.token) is None
+    following = take(backend, "you")
+    assert following.token > held.token
+    assert stored().expires_at <= now() + MINUTE
+    assert stored().losses == 0
+
+
+def test_a_row_says_whether_min_hold_keeps_it(backend: Backend, end: End) -> None:
+    held = take(backend, min_hold=MINUTE)
+    assert end(backend, held)
+    assert stored().ttl == MINUTE
+    assert backend.holder(connection, "n", 0) is not None
+    assert backend.force_release(connection, "n", 0, held.token)
+    held = take(backend)
+    assert end(backend, held)
+    assert stored().ttl == 0
+
+
 def test_a_release_counts_the_time_held(backend: Backend, end: End) -> None:
     for held_for in (5 * SECOND, 3 * SECOND):
         held = take(backend)

@@ -26,7 +26,7 @@ START_LIMIT = 60.0
 STOP_LIMIT = 20.0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def redis_url() -> Iterator[str]:
     """The URL of a Redis server; without one the tests of workers fail, not skip."""
     try:
@@ -99,7 +99,7 @@ class Worker:
         self.process.wait(STOP_LIMIT)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def start_worker(redis_url: str, django_db_setup: None) -> Iterator[Callable[..., Worker]]:
     """Start a worker; it is stopped before the database goes."""
     with contextlib.ExitStack() as stack:
@@ -113,7 +113,7 @@ def start_worker(redis_url: str, django_db_setup: None) -> Iterator[Callable[...
         yield start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_worker(start_worker: Callable[..., Worker]) -> Worker:
     """A prefork worker with three children, for all tests."""
     return start_worker("shared", "-P", "prefork", "-c", "3")

@@ -8,8 +8,9 @@ import time
 from typing import Any
 
 from celery import Task, shared_task
+from django.db import transaction
 
-from distlock import LockBusy
+from distlock import LockBusy, lock
 from distlock.contrib.celery import single_instance
 from distlock.models import DistributedLock
 from tests.contrib.celery_app import note, noted
@@ -119,3 +120,13 @@ def doomed() -> None:
 @shared_task
 def total(results: list[Any]) -> list[Any]:
     return results
+
+
+@shared_task
+def connecting(number: int) -> str:
+    """Take a lock in autocommit and one inside a transaction, and have both renewed."""
+    with lock(f"outer {number}", ttl=0.6) as outer, transaction.atomic():
+        with lock(f"inner {number}", ttl=0.6):
+            time.sleep(0.8)
+            outer.check()
+    return "done"

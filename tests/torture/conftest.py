@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
+from tests.databases import version
+from tests.torture.figures import RUNS, table
+
 ROOT = Path(__file__).resolve().parents[2]
 
 LEVEL = os.environ.get("DISTLOCK_TORTURE", "short")
@@ -44,3 +47,16 @@ def start(transactional_db: None) -> Iterator[Start]:
         if process.poll() is None:
             process.kill()
         process.wait(10)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures, and keep them where docs/promises.md can be made from them."""
+    if not RUNS:
+        return
+    server = version(os.environ["DISTLOCK_TEST_URL"])
+    text = f"{server}, `DISTLOCK_TORTURE={LEVEL} make torture`\n\n{table(RUNS)}\n"
+    folder = ROOT / ".test-results"
+    folder.mkdir(exist_ok=True)
+    (folder / f"torture-{connection.vendor}.md").write_text(text)
+    terminalreporter.section("torture")
+    terminalreporter.write_line(text)

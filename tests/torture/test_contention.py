@@ -25,7 +25,7 @@ def test_no_overlap_and_growing_tokens(start: Start, tmp_path: Path) -> None:
         assert worker.wait(1500) == 0
 
     history = History.read(tmp_path)
-    assert len(history.holds) == SECTIONS
+    assert len(history.holds) == len(history.grants) == SECTIONS
     assert history.lost == []
     assert history.overlaps() == []
     assert history.disorder() == []

@@ -1,4 +1,4 @@
-"""One process under torture: `python -m tests.torture.worker SECTIONS FOLDER`.
+"""One process under contention: `python -m tests.torture.worker SECTIONS FOLDER`.
 
 Takes the lock SECTIONS times, adds one to a counter without any other protection, and writes down
 what it did.
@@ -18,14 +18,16 @@ def main(sections: int, folder: str) -> None:
     from distlock import lock
     from tests.app.models import Counter
     from tests.torture.history import Recorder
+    from tests.torture.points import Points
 
     recorder = Recorder(folder)
+    Points(recorder).install()
     for _ in range(sections):
         with lock("torture", wait=300) as lease:
-            held_from = time.monotonic()
+            since = time.monotonic()
             value = Counter.objects.values_list("value", flat=True).get(name="torture")
             Counter.objects.filter(name="torture").update(value=value + 1)
-            recorder.note("hold", token=lease.token, **{"from": held_from, "to": time.monotonic()})
+            recorder.note("hold", since=since, until=time.monotonic(), token=lease.token)
 
 
 if __name__ == "__main__":
