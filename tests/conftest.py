@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from django.db import connection
 
+from distlock.keeper import keeper
+from distlock.terms import State
 from tests.databases import version
 
 URL = os.environ["DISTLOCK_TEST_URL"]
@@ -56,6 +59,15 @@ def is_meant_for_pgbouncer(item: pytest.Item) -> bool:
     part = item.path.relative_to(Path(__file__).parent).parts[0]
     names = {getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())}
     return part in THROUGH_PGBOUNCER and names.isdisjoint(NEED_A_SESSION)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over() -> Iterator[None]:
+    """End the leases that a test left behind: their losses and warnings would be the next one's."""
+    yield
+    for rounds in list(keeper._rounds.values()):
+        for term in rounds._kept():
+            term.move(State.RELEASED)
 
 
 @pytest.fixture

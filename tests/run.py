@@ -10,6 +10,8 @@ started (tests/servers.py) and stopped afterwards, unless the environment names 
 DISTLOCK_TEST_POSTGRESQL_URL, ..._MARIADB_URL, ..._PGBOUNCER_URL   use this server, not our own
 DISTLOCK_REQUIRE    databases that must not be missing: postgresql,mariadb,pgbouncer
 DISTLOCK_JOBS       2 runs two databases at a time and shows their output when they are done
+DISTLOCK_AGAIN      how many failures of a run may be tried a second time, alone: the machine may
+                    have been busy. They are named at the end, and what fails again is a failure
 DISTLOCK_DURABLE    1: commits wait for the disk (always so with --torture)
 DISTLOCK_TORTURE    ci, short (default) or long: how hard the tests marked ``torture`` are
 """
@@ -59,6 +61,7 @@ class Outcome:
     failed: int = 0
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
+    unsteady: list[str] = field(default_factory=list)  # failed at first, and then passed
     not_run: str = ""  # the reason
 
     @property
@@ -69,6 +72,8 @@ class Outcome:
         if self.not_run:
             return f"{self.name:<11} not run: {self.not_run}"
         problems = "".join(f"; {problem}" for problem in self.problems)
+        if self.unsteady:
+            problems += f"; only at the second try: {', '.join(self.unsteady)}"
         return f"{self.name:<11} {self.counts} ({self.version}){problems}"
 
     def add(self, label: str, status: int, report: Path, *, may_be_empty: bool) -> None:
@@ -83,6 +88,23 @@ class Outcome:
         self.passed += passed
         self.failed += failed
         self.skipped += skipped
+
+    def passed_again(self, report: Path) -> None:
+        """Count the failures of a report as passed, by name."""
+        names = failures(report)
+        self.unsteady += names
+        self.passed += len(names)
+        self.failed -= len(names)
+
+
+def failures(report: Path) -> list[str]:
+    """The names of the tests that failed, in a JUnit report that is whole."""
+    cases = ElementTree.parse(report).iter("testcase")
+    return [
+        f"{case.get('classname', '').removeprefix('tests.')}.{case.get('name')}"
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
 
 
 def counts(report: Path) -> tuple[int, int, int]:
@@ -143,6 +165,7 @@ class Runner:
         self.pytest_args = pytest_args
         self.torture = torture
         self.quiet = quiet
+        self.again = int(os.environ.get("DISTLOCK_AGAIN", "0"))
         self.durable = torture or os.environ.get("DISTLOCK_DURABLE") == "1"
         self.children: set[subprocess.Popen[bytes]] = set()
         self.printing = threading.Lock()
@@ -179,8 +202,15 @@ class Runner:
         if outcome.name == "pgbouncer":  # its idle sessions would not let the database be dropped
             args = ["--reuse-db", *args]
         environ = {**os.environ, "DISTLOCK_TEST_URL": url, "DISTLOCK_USE_TZ": use_tz}
+        args += ["-o", f"cache_dir={RESULTS / label}.cache"]
         status = self.pytest(label, [f"--junitxml={report}", *args], environ)
         outcome.add(label, status, report, may_be_empty=use_tz == "0")
+        if status != 1 or not 0 < len(failures(report)) <= self.again:
+            return
+        second = report.with_suffix(".again.xml")
+        args = ["--last-failed", f"--junitxml={second}", *args]
+        if self.pytest(f"{label}, what failed", args, environ) == 0:
+            outcome.passed_again(report)
 
     def pytest(self, label: str, args: list[str], environ: Mapping[str, str]) -> int:
         """Run pytest and return its exit status; 124 if it took too long."""

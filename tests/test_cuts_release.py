@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from django.db import transaction
 
-from distlock import LockError, LockLost, lock
+from distlock import LockLost, lock
 from distlock.backends.base import TABLE
 from distlock.signals import lock_lost, lock_released
 from tests.cuts import (
@@ -112,9 +112,6 @@ def test_a_release_whose_lock_was_granted_before_it_could_be_repeated_is_no_loss
 # -- what arrives late -------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    raises=LockError, reason="its own grant found again raises the token of the one in hand"
-)
 def test_an_acquire_that_arrives_after_its_repetition_takes_nothing_from_it(proxy: Proxy) -> None:
     warm()
     name = fresh_name()

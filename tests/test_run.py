@@ -57,6 +57,25 @@ def test_a_bad_end_is_a_failure_even_if_no_test_failed(
     assert outcome.line() == f"sqlite      2 passed, 1 failed, 0 skipped (SQLite 3); sqlite: {said}"
 
 
+def test_what_passes_when_it_is_tried_again_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "report.xml"
+    path.write_text(
+        '<testsuites><testsuite tests="3" failures="1" errors="1">'
+        '<testcase classname="tests.test_a" name="test_x[1]"><failure/></testcase>'
+        '<testcase classname="tests.test_b" name="test_y"><error/></testcase>'
+        '<testcase classname="tests.test_b" name="test_z"/>'
+        "</testsuite></testsuites>"
+    )
+    outcome = Outcome("sqlite", "SQLite 3")
+    outcome.add("sqlite", 1, path, may_be_empty=False)
+    assert outcome.failed == 2
+    outcome.passed_again(path)
+    assert outcome.line() == (
+        "sqlite      3 passed, 0 failed, 0 skipped (SQLite 3); "
+        "only at the second try: test_a.test_x[1], test_b.test_y"
+    )
+
+
 def test_the_second_pass_may_select_nothing(tmp_path: Path) -> None:
     outcome = Outcome("sqlite")
     outcome.add("sqlite again", 5, report(tmp_path, tests=0), may_be_empty=True)

@@ -18,6 +18,11 @@ On PostgreSQL every statement that gives a row to another owner, takes it away o
 first locks it FOR UPDATE. A plain UPDATE or an ON CONFLICT DO UPDATE locks it FOR NO KEY UPDATE,
 which does not conflict with the FOR KEY SHARE of a guard: the guard would be passed by.
 
+# Note [A grant is found again]
+The answer to a grant may be lost, too, and it is then asked for again by the same owner. A grant
+that finds its owner's lease alive keeps its token: the first request may also arrive after the
+second, when that one's answer is already in use.
+
 # Note [A release is found again]
 The answer to a release may be lost with the connection, and a savepoint rollback may undo it. So
 it matches its own trace too: no owner, and still this token, which nobody else can have been

@@ -302,9 +302,10 @@ class Generic(Backend):
     ) -> Grant | None:
         now = self.clock(connection)
         owner, token = row[1], row[2]
-        if not self._is_over(row, now) and owner != parameters["owner"]:
+        alive = not self._is_over(row, now)
+        if alive and owner != parameters["owner"]:
             return None
-        grant = Grant(max(now, token + 1), now, now + parameters["first"])
+        grant = Grant(token if alive else max(now, token + 1), now, now + parameters["first"])
         lost = int(owner not in ("", parameters["owner"]))
         cursor.execute(GRANT, {**parameters, **self._given(grant), "lost": lost})
         return grant

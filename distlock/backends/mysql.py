@@ -52,16 +52,17 @@ GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}, {IDENTITY}
 ROW = "name = %(name)s AND slot = %(slot)s"
 MINE = "(owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
 OURS = f"{ROW} AND {MINE}"
+ALIVE = f"(owner = %(owner)s AND expires_at > {NOW})"  # see Note [A grant is found again]
 NOBODYS = "(owner = '' AND ttl = 0)"  # see Note [Nobody's row] in `base.py`
 
 GRANT = f"""
 UPDATE (
-    SELECT id, owner NOT IN ('', %(owner)s) AS lost FROM {TABLE}
+    SELECT id, owner NOT IN ('', %(owner)s) AS lost, {ALIVE} AS alive FROM {TABLE}
     WHERE {ROW} AND (expires_at <= {NOW} OR {NOBODYS} OR owner = %(owner)s)
     FOR UPDATE SKIP LOCKED
 ) AS free STRAIGHT_JOIN {TABLE} AS l FORCE INDEX (PRIMARY) ON l.id = free.id
 SET l.owner = %(owner)s,
-    l.fencing_token = GREATEST(l.fencing_token + 1, {_us(NOW)}),
+    l.fencing_token = IF(free.alive, l.fencing_token, GREATEST(l.fencing_token + 1, {_us(NOW)})),
     l.acquired_at = {NOW},
     l.expires_at = {NOW} + INTERVAL %(first)s MICROSECOND, l.ttl = %(ttl)s,
     l.host = %(host)s, l.pid = %(pid)s, l.thread = %(thread)s, l.note = %(note)s,
@@ -97,10 +98,10 @@ NOT_NOW = (1205, 3572)
 UPSERT = f"""
 {AT_ONCE} {_insert(f"({MARK})")}
 ON DUPLICATE KEY UPDATE
+    fencing_token = IF(expires_at <= {NOW} OR {NOBODYS},
+        GREATEST(fencing_token + 1, {_us(NOW)}), fencing_token),
     losses = losses + (expires_at <= {NOW} AND owner NOT IN ('', VALUES(owner))),
     owner = IF(expires_at <= {NOW} OR {NOBODYS} OR owner = VALUES(owner), VALUES(owner), owner),
-    fencing_token = IF(owner = VALUES(owner),
-        GREATEST(fencing_token + 1, {_us(NOW)}), fencing_token),
     acquired_at = IF(owner = VALUES(owner), VALUES(acquired_at), acquired_at),
     ttl = IF(owner = VALUES(owner), VALUES(ttl), ttl),
     host = IF(owner = VALUES(owner), VALUES(host), host),

@@ -54,6 +54,7 @@ CLOCK_ASYNC = f"{CLOCK}, set_config('synchronous_commit', 'off', true) AS async"
 SINCE = "LEAST(l.acquired_at, clock.now)"  # the clock may have been set back meanwhile
 ROW = "l.name = %(name)s AND l.slot = %(slot)s"
 NOBODYS = "(l.owner = '' AND l.ttl = 0)"  # see Note [Nobody's row]
+ALIVE = "l.owner = %(owner)s AND l.expires_at > clock.now"  # see Note [A grant is found again]
 OURS = f"{ROW} AND (l.owner = %(owner)s OR (l.owner = '' AND l.fencing_token = %(token)s))"
 
 
@@ -65,7 +66,8 @@ WITH clock AS MATERIALIZED ({clock}), free AS (
     FOR UPDATE OF l SKIP LOCKED
 ), upd AS (
     UPDATE {TABLE} l SET owner = %(owner)s,
-        fencing_token = GREATEST(l.fencing_token + 1, {_us("clock.now")}),
+        fencing_token = CASE WHEN {ALIVE} THEN l.fencing_token
+            ELSE GREATEST(l.fencing_token + 1, {_us("clock.now")}) END,
         acquired_at = clock.now,
         expires_at = clock.now + %(first)s * interval '1 microsecond', ttl = %(ttl)s,
         host = %(host)s, pid = %(pid)s, thread = %(thread)s, note = %(note)s,

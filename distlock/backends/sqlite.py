@@ -38,6 +38,7 @@ COLUMNS = (
 GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}"
 ROW = "name = %(name)s AND slot = %(slot)s"
 NOBODYS = "(owner = '' AND ttl = 0)"  # see Note [Nobody's row] in `base.py`
+ALIVE = f"owner = excluded.owner AND expires_at > {NOW}"  # see Note [A grant is found again]
 OURS = f"{ROW} AND (owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
 
 BUSY = f"""
@@ -54,7 +55,8 @@ VALUES (%(name)s, %(slot)s, %(owner)s,
     {NOW}, {_in("%(first)s")}, %(ttl)s, %(host)s, %(pid)s, %(thread)s, %(note)s, 1, 0,
     0, 0, %(waited)s, %(waited)s)
 ON CONFLICT (name, slot) DO UPDATE SET owner = excluded.owner,
-    fencing_token = MAX(fencing_token + 1, {_us("'now'")}),
+    fencing_token = CASE WHEN {ALIVE} THEN fencing_token
+        ELSE MAX(fencing_token + 1, {_us("'now'")}) END,
     acquired_at = excluded.acquired_at, expires_at = excluded.expires_at, ttl = excluded.ttl,
     host = excluded.host, pid = excluded.pid, thread = excluded.thread, note = excluded.note,
     acquisitions = acquisitions + 1,

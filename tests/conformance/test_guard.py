@@ -56,10 +56,11 @@ def test_nobody_else_passes(
     assert not backend.guard(work, held)
 
 
-def test_the_token_of_an_earlier_answer_does_not_pass(
+def test_the_token_from_before_its_expiry_does_not_pass(
     backend: Backend, work: BaseDatabaseWrapper
 ) -> None:
     first = take(backend)
+    expire()
     again = take(backend)
     assert again.token > first.token
     assert not backend.guard(work, first)

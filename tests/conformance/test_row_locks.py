@@ -29,7 +29,7 @@ def test_a_grant_to_another_owner_is_stopped(backend: Backend, durable: bool) ->
     take(backend, "you")
 
 
-def test_a_grant_that_finds_itself_and_raises_the_token_is_stopped(backend: Backend) -> None:
+def test_a_grant_that_finds_itself_is_stopped(backend: Backend) -> None:
     take(backend)
     before = stored()
     with pinned(lock=GUARD), within(0.5):
