@@ -18,6 +18,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Protocol
 
 from django.db import connections
 
@@ -27,24 +28,43 @@ RETRY = 1.0
 """Seconds until a step that raised is tried again."""
 
 
+class Bell(Protocol):
+    """What a thread sleeps by: an event, or what can wake it for other reasons, too."""
+
+    def set(self) -> None:
+        """Wake the thread, or keep it from going to sleep."""
+
+    def clear(self) -> None:
+        """Let it sleep the next time."""
+
+    def wait(self, timeout: float) -> object:
+        """Sleep that many seconds, or until it is woken."""
+
+
 class Background:
     """One thread that calls `step` again and again. `step` returns the seconds until the next."""
 
-    def __init__(self, name: str, step: Callable[[], float], at_exit: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[], float],
+        at_exit: Callable[[], None],
+        bell: Bell | None = None,
+    ) -> None:
         self._name = name
         self._step = step
         self._at_exit = at_exit
         self._mutex = threading.Lock()
-        self._wake = threading.Event()
+        self._wake: Bell = bell or threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
 
     def ensure_started(self) -> None:
         """Start the thread if it does not run. Raises nothing: a lease works without renewals."""
-        if self._thread is not None and self._thread.is_alive():
+        if self.is_alive:
             return
         with self._mutex:
-            if self._stopping or (self._thread is not None and self._thread.is_alive()):
+            if self._stopping or self.is_alive:
                 return
             self._warn_about_uwsgi()
             if self._thread is None:
@@ -58,6 +78,11 @@ class Background:
                 )
                 return
             self._thread = thread
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wake(self) -> None:
         """Let the next step begin now."""

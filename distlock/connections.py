@@ -1,6 +1,7 @@
-"""Which connection there is: the caller's, and one private connection per process and database.
+"""Which connection there is: the caller's, and this process's own, two per database at the most.
 
-The private connection serves lock statements from inside transactions, and renewals. It is made
+The private connection serves lock statements from inside transactions, renewals, and looks at locks
+that somebody waits for; another one, only while somebody waits, listens. A private one is made
 from the alias's settings, without the pool, in autocommit, and is used by one thread at a time:
 renewals go first. Every use of it has a limit in time; past that the socket is shut down, the
 statement fails, and the next use opens a new connection.
@@ -87,7 +88,8 @@ class Private:
         self._taken_by: int | None = None
         self._keeper_waits = False
         self._connection: BaseDatabaseWrapper | None = None
-        self._wire: socket.socket | None = None
+        self.wire: socket.socket | None = None
+        """A handle on the socket, while there is one."""
         self._used = 0.0
         self.patience = LIMIT
         """Seconds that the keeper can wait for a thread that has its turn and no answer."""
@@ -119,7 +121,7 @@ class Private:
     def close(self) -> None:
         """Close the connection; the next use opens another."""
         connection, self._connection = self._connection, None
-        wire, self._wire = self._wire, None
+        wire, self.wire = self.wire, None
         self._opener.close()
         if connection is not None:
             with suppress(Exception):
@@ -141,8 +143,8 @@ class Private:
 
     def forget(self) -> None:
         """Drop the connection in a forked child without a byte on the wire; see Note [Fork]."""
-        if self._wire is not None:
-            self._wire.close()
+        if self.wire is not None:
+            self.wire.close()
         for connection in (self._connection, self._opener.forget()):
             physical = connection.connection if connection is not None else None
             if physical is not None:
@@ -151,7 +153,7 @@ class Private:
                     nowhere = os.open(os.devnull, os.O_RDWR)
                     os.dup2(nowhere, physical.fileno())
                     os.close(nowhere)
-        self._connection = self._wire = None
+        self._connection = self.wire = None
 
     @contextmanager
     def _bounded(
@@ -159,7 +161,7 @@ class Private:
     ) -> Iterator[BaseDatabaseWrapper]:
         on_server = backend_for(connection).bounded(connection, limit * SERVERS_SHARE)
         try:
-            with watch.cut_off_after(limit, self._wire), on_server:
+            with watch.cut_off_after(limit, self.wire), on_server:
                 yield connection
         except BaseException as error:
             # An interrupt may stop between two messages. After most errors of a statement the
@@ -200,7 +202,7 @@ class Private:
             self.close()
         if self._connection is None:
             opened = self._opener.open(deadline.left)
-            self._wire, self.identity = _wire_of(opened), None
+            self.wire, self.identity = _wire_of(opened), None
             self._connection = opened
         return self._connection
 
@@ -230,18 +232,18 @@ def _wire_of(connection: BaseDatabaseWrapper) -> socket.socket | None:
     return socket.socket(fileno=socket.dup(connection.connection.fileno()))
 
 
-_privates: dict[str, Private] = {}
+_privates: dict[tuple[str, bool], Private] = {}
 _mutex = threading.Lock()
 _inherited: list[Any] = []
 
 
-def private(alias: str) -> Private:
-    """Return this process's private connection to an alias."""
-    found = _privates.get(alias)
+def private(alias: str, *, to_listen: bool = False) -> Private:
+    """Return this process's private connection to an alias, or the one that listens."""
+    found = _privates.get((alias, to_listen))
     if found is None:
         made = Private(alias)
         with _mutex:
-            found = _privates.setdefault(alias, made)
+            found = _privates.setdefault((alias, to_listen), made)
     return found
 
 

@@ -35,6 +35,7 @@ from .decorators import wrap
 from .exceptions import AlreadyHeld, LockBusy, LockError
 from .keeper import can_keep, keeper
 from .leases import Lease
+from .lookout import lookout
 from .places import Place, place
 from .terms import Key, Term
 
@@ -229,7 +230,7 @@ class Lock:
             return None if grant is None else (grant, waited)
 
         try:
-            granted = waiting.wait_for(attempt, deadline)
+            granted = waiting.wait_for(attempt, deadline, self._line(where))
         except (LockError, SynchronousOnlyOperation):
             raise
         except BaseException as error:
@@ -241,6 +242,13 @@ class Lock:
         grant, waited = granted
         term = self._term(alias, claim, grant, requested)
         return self._begin(where, term, context, waited)
+
+    def _line(self, where: Place) -> waiting.Line | None:
+        """Return where to stand in line, if another connection can see when the lock is free."""
+        alias = where.connection.alias
+        if where.own or not can_keep(alias):
+            return None
+        return waiting.Line(lookout(alias), (self._literal_name(), self.slot))
 
     def _nested(self, context: contexts.Context, key: Key) -> Lease | None:
         term = context.held.get(key)

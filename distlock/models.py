@@ -93,6 +93,7 @@ class DistributedLock(models.Model):
     acquired_at = UTCDateTimeField(null=True, blank=True)
     expires_at = UTCDateTimeField(db_default=EPOCH)
     ttl = models.BigIntegerField(db_default=0)
+    wanted_until = UTCDateTimeField(db_default=EPOCH)
 
     host = models.CharField(max_length=255, db_default="", blank=True)
     pid = models.BigIntegerField(db_default=0)

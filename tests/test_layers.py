@@ -19,7 +19,7 @@ pytestmark = pytest.mark.vendor("sqlite")
 LAYERS = {
     "edge": "apps admin states checks testing management contrib",
     "API": "arguments locks leases decorators places hooks transactions atomics jobs fencing",
-    "engine": "keeper waiting background connections contexts limits terms",
+    "engine": "keeper waiting lookout background connections contexts limits terms",
     "store": "backends models migrations",
     "ground": "events signals conf exceptions deadlines",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,10 +197,19 @@ def test_a_lock_is_not_refused_for_want_of_a_second_session(
 
 
 def test_nor_does_it_take_long_to_do_without(monkeypatch: Any) -> None:
-    monkeypatch.setattr(Opener, "_open", lambda self, errors: time.sleep(3))
+    opened, real = threading.Event(), Opener._open
+
+    def slow(self: Opener, errors: list[BaseException]) -> None:
+        opened.wait(3)
+        real(self, errors)
+
+    monkeypatch.setattr(Opener, "_open", slow)
     start = time.monotonic()
     with lock("x"):
         assert time.monotonic() - start < 1.5
+        opened.set()
+    with private("default").use():
+        """What was begun has come: the next test shall not wait for it."""
 
 
 def test_what_is_known_to_be_another_table_is_refused_all_the_same(

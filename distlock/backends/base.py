@@ -1,4 +1,4 @@
-"""The contract of a store: nine verbs on the row, and what a database can do.
+"""The contract of a store: ten verbs on the row, and what a database can do.
 
 Every verb is one statement where the vendor allows it, and one transaction everywhere. Each is a
 compare-and-set on name, slot and owner, and reads the database's clock once. None waits for a row
@@ -151,6 +151,17 @@ class Grant:
     """Which table the row stands in: what `identity` says on a connection that reaches it."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a look at a row tells whoever waits for it."""
+
+    token: int
+    time_left: int
+    """Microseconds until its lease ends; 0 if it is free."""
+    wanted: bool = False
+    """Whether a release before that moment will notify."""
+
+
 class Unlock(enum.Enum):
     """What `free` found."""
 
@@ -186,6 +197,9 @@ class Backend:
 
     guard_blocks_renewal: ClassVar[bool] = True
     """Whether the row lock of a guard keeps the keeper from renewing."""
+
+    notifies: ClassVar[bool] = False
+    """Whether a release tells those who listen."""
 
     ddl_commits: ClassVar[bool] = False
     """Whether a statement, or an error, may end a transaction behind Django's back."""
@@ -243,6 +257,16 @@ class Backend:
         """Return who holds the lock now."""
         raise NotImplementedError
 
+    def look(
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+    ) -> Mapping[tuple[str, int], Seen]:
+        """Return what these rows say to those who wait for them, and mark them as wanted.
+
+        What has no row is missing, and free. Only a database that notifies has such a mark; a row
+        that is locked cannot be given one.
+        """
+        raise NotImplementedError
+
     def force_release(
         self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
     ) -> int | None:
@@ -290,6 +314,17 @@ class Backend:
     def is_contention(self, error: BaseException) -> bool:
         """Whether an error only says that somebody else was there first."""
         return isinstance(error, Pinned) or error_code(error) in self.contention
+
+    def listen(self, connection: BaseDatabaseWrapper) -> bool:
+        """Begin to listen for releases; `False` if messages would not reach this connection."""
+        raise NotImplementedError
+
+    def heard(self, connection: BaseDatabaseWrapper) -> list[tuple[str, int]]:
+        """Return which names and slots were released, as far as it has been said. Does not wait.
+
+        Raises `DatabaseError`, or the driver's own error, if the connection is gone.
+        """
+        raise NotImplementedError
 
     def private_settings(self, settings_dict: dict[str, Any]) -> dict[str, Any]:
         """Return the settings of a private connection: unpooled, and bounded in time."""

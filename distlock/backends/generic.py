@@ -22,6 +22,7 @@ from .base import (
     Held,
     Holder,
     Pinned,
+    Seen,
     Trace,
     Unlock,
     holder_of,
@@ -172,6 +173,23 @@ class Generic(Backend):
             return None
         acquired = self._us(row[3]) if row[3] is not None else 0
         return holder_of((*row[:3], acquired, self._us(row[4]), *row[5:9]))
+
+    def look(
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+    ) -> Mapping[tuple[str, int], Seen]:
+        now = self.clock(connection)
+        among = " OR ".join(["(name = %s AND slot = %s)"] * len(keys))
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT {COLUMNS}, slot FROM {TABLE} WHERE {among}",
+                [part for key in keys for part in key],
+            )
+            return {
+                (row[0], row[-1]): Seen(
+                    row[2], 0 if self._is_over(row, now) else self._us(row[4]) - now
+                )
+                for row in cursor.fetchall()
+            }
 
     def force_release(
         self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int

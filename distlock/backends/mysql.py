@@ -30,7 +30,18 @@ from weakref import WeakKeyDictionary
 
 from django.db import DatabaseError
 
-from .base import TABLE, Claim, Grant, Held, Holder, Unlock, error_code, holder_of, parameters_of
+from .base import (
+    TABLE,
+    Claim,
+    Grant,
+    Held,
+    Holder,
+    Seen,
+    Unlock,
+    error_code,
+    holder_of,
+    parameters_of,
+)
 from .generic import Generic
 
 if TYPE_CHECKING:
@@ -146,6 +157,12 @@ HOLDER = f"""
 SELECT {COLUMNS} FROM {TABLE} WHERE {ROW} AND expires_at > {NOW} AND NOT {NOBODYS}"""
 
 
+LOOK = f"""
+SELECT name, slot, fencing_token,
+    IF({NOBODYS}, 0, TIMESTAMPDIFF(MICROSECOND, {NOW}, expires_at)) FROM {TABLE}
+WHERE (name, slot) IN """
+
+
 class MySQL(Generic):
     """MySQL 8.0.17 and later. It has neither RETURNING nor a lock timeout of 0."""
 
@@ -250,6 +267,17 @@ class MySQL(Generic):
             cursor.execute(HOLDER, {"name": name, "slot": slot})
             row = cursor.fetchone()
         return holder_of(row) if row else None
+
+    def look(
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+    ) -> Mapping[tuple[str, int], Seen]:
+        among = ", ".join(["(%s, %s)"] * len(keys))
+        with connection.cursor() as cursor:
+            cursor.execute(f"{LOOK} ({among})", [part for key in keys for part in key])
+            return {
+                (name, slot): Seen(token, max(0, time_left))
+                for name, slot, token, time_left in cursor.fetchall()
+            }
 
     # -- what the database can do (force_release and purge are the portable ones) ----------------
 

@@ -1,5 +1,8 @@
 """PostgreSQL: every verb is one statement, and the clock is `clock_timestamp()`.
 
+A grant is planned twice as fast where it need not know how to insert, so the first try only updates
+the row, which is there for all but new names. What finds none goes the whole way.
+
 `now()` is the start of the transaction: an expiry computed with it in a long transaction has
 already passed. Statements that change a row's owner follow Note [FOR UPDATE] in `base.py`.
 
@@ -8,6 +11,13 @@ A release that is its own transaction sets `synchronous_commit` off for that tra
 same statement: lost in a crash of the server it only means waiting for the expiry. Inside a
 caller's transaction the setting would last to its end and make the caller's COMMIT asynchronous,
 so there it is never touched.
+
+# Note [Wanted]
+NOTIFY in every release would serialise all commits of the database. So a waiter writes into the
+row until when it waits, and only a release that finds such a mark notifies, in its own statement:
+in a caller's transaction the message is sent with its COMMIT. Grants never clear the mark, for
+others may wait still; it runs out a second after the lease that the waiter saw, and whoever then
+still waits renews it. A message only wakes: the row decides.
 """
 
 from __future__ import annotations
@@ -28,6 +38,7 @@ from .base import (
     Held,
     Holder,
     Pinned,
+    Seen,
     Trace,
     Unlock,
     error_code,
@@ -58,26 +69,29 @@ ALIVE = "l.owner = %(owner)s AND l.expires_at > clock.now"  # see Note [A grant 
 OURS = f"{ROW} AND (l.owner = %(owner)s OR (l.owner = '' AND l.fencing_token = %(token)s))"
 
 
-def _grant(clock: str) -> str:
+def _regrant(clock: str) -> str:
     return f"""
-WITH clock AS MATERIALIZED ({clock}), free AS (
-    SELECT l.id FROM {TABLE} l, clock
+UPDATE {TABLE} l SET owner = %(owner)s,
+    fencing_token = CASE WHEN free.alive THEN l.fencing_token
+        ELSE GREATEST(l.fencing_token + 1, {_us("free.now")}) END,
+    acquired_at = free.now,
+    expires_at = free.now + %(first)s * interval '1 microsecond', ttl = %(ttl)s,
+    host = %(host)s, pid = %(pid)s, thread = %(thread)s, note = %(note)s,
+    acquisitions = l.acquisitions + 1,
+    losses = l.losses + CASE WHEN l.owner IN ('', %(owner)s) THEN 0 ELSE 1 END,
+    total_wait = l.total_wait + %(waited)s,
+    longest_wait = GREATEST(l.longest_wait, %(waited)s)
+FROM (
+    SELECT l.id, clock.now, {ALIVE} AS alive FROM {TABLE} l, {clock} clock
     WHERE {ROW} AND (l.expires_at <= clock.now OR {NOBODYS} OR l.owner = %(owner)s)
     FOR UPDATE OF l SKIP LOCKED
-), upd AS (
-    UPDATE {TABLE} l SET owner = %(owner)s,
-        fencing_token = CASE WHEN {ALIVE} THEN l.fencing_token
-            ELSE GREATEST(l.fencing_token + 1, {_us("clock.now")}) END,
-        acquired_at = clock.now,
-        expires_at = clock.now + %(first)s * interval '1 microsecond', ttl = %(ttl)s,
-        host = %(host)s, pid = %(pid)s, thread = %(thread)s, note = %(note)s,
-        acquisitions = l.acquisitions + 1,
-        losses = l.losses + CASE WHEN l.owner IN ('', %(owner)s) THEN 0 ELSE 1 END,
-        total_wait = l.total_wait + %(waited)s,
-        longest_wait = GREATEST(l.longest_wait, %(waited)s)
-    FROM free, clock WHERE l.id = free.id
-    RETURNING l.fencing_token, {_us("l.acquired_at")}, {_us("l.expires_at")}
-), ins AS (
+) AS free WHERE l.id = free.id
+RETURNING l.fencing_token, {_us("l.acquired_at")}, {_us("l.expires_at")}"""
+
+
+def _grant(clock: str) -> str:
+    return f"""
+WITH clock AS MATERIALIZED ({clock}), upd AS ({_regrant("")}), ins AS (
     INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
         host, pid, thread, note, acquisitions, losses,
         total_hold, longest_hold, total_wait, longest_wait)
@@ -104,6 +118,8 @@ UPDATE {TABLE} l SET owner = '',
 FROM ({clock}) clock WHERE """
 
 
+REGRANT = f"{_regrant(f'({CLOCK})')}, {IDENTITY}"
+REGRANT_ASYNC = f"{_regrant(f'({CLOCK_ASYNC})')}, {IDENTITY}"
 GRANT = _grant(CLOCK)
 GRANT_ASYNC = _grant(CLOCK_ASYNC)
 
@@ -124,14 +140,17 @@ WITH clock AS MATERIALIZED ({CLOCK}), wanted AS (
 FROM wanted JOIN {TABLE} l USING (name, slot, owner) LEFT JOIN upd USING (owner), clock
 WHERE upd.owner IS NOT NULL OR l.expires_at > clock.now"""
 
-RELEASE = _release(CLOCK) + OURS
-RELEASE_ASYNC = _release(CLOCK_ASYNC) + OURS
+NOTIFY = (  # see Note [Wanted]
+    f"CASE WHEN l.wanted_until > clock.now THEN pg_notify('{TABLE}', l.slot || ' ' || l.name) END"
+)
+RELEASE = f"{_release(CLOCK)}{OURS} RETURNING {NOTIFY}"
+RELEASE_ASYNC = f"{_release(CLOCK_ASYNC)}{OURS} RETURNING {NOTIFY}"
 
 FREE = f"""
 WITH mine AS (
     SELECT l.id FROM {TABLE} l WHERE {ROW} AND l.owner = %(owner)s FOR UPDATE SKIP LOCKED
 ), upd AS (
-    {_release(CLOCK_ASYNC)} l.id IN (SELECT id FROM mine) RETURNING l.id
+    {_release(CLOCK_ASYNC)} l.id IN (SELECT id FROM mine) RETURNING {NOTIFY}
 ) SELECT EXISTS (SELECT FROM upd),
     EXISTS (SELECT FROM {TABLE} l WHERE {ROW} AND l.owner = %(owner)s)"""
 
@@ -149,6 +168,23 @@ HOLDER = f"""
 SELECT {COLUMNS} FROM {TABLE} l
 WHERE {ROW} AND l.expires_at > clock_timestamp() AND NOT {NOBODYS}"""
 
+LOOK = f"""
+WITH clock AS MATERIALIZED ({CLOCK}), awaited AS (
+    SELECT * FROM unnest(%(names)s::varchar[], %(slots)s::int[]) AS awaited (name, slot)
+), busy AS (
+    SELECT l.id FROM {TABLE} l JOIN awaited USING (name, slot), clock
+    WHERE l.expires_at > clock.now AND NOT {NOBODYS} AND l.wanted_until < l.expires_at
+    FOR NO KEY UPDATE OF l SKIP LOCKED
+), marked AS (
+    UPDATE {TABLE} l SET wanted_until = l.expires_at + interval '1 second'
+    FROM busy, clock WHERE l.id = busy.id
+    RETURNING l.id, {_us("l.expires_at - clock.now")} AS time_left
+) SELECT l.name, l.slot, l.fencing_token,
+    COALESCE(marked.time_left,
+        CASE WHEN {NOBODYS} THEN 0 ELSE {_us("l.expires_at - clock.now")} END),
+    marked.id IS NOT NULL OR l.wanted_until >= l.expires_at
+FROM awaited JOIN {TABLE} l USING (name, slot) LEFT JOIN marked USING (id), clock"""
+
 FORCE_RELEASE = f"""
 WITH clock AS MATERIALIZED ({CLOCK}), shown AS (
     SELECT l.id FROM {TABLE} l, clock
@@ -158,7 +194,7 @@ WITH clock AS MATERIALIZED ({CLOCK}), shown AS (
     losses = l.losses + CASE WHEN l.owner = '' THEN 0 ELSE 1 END,
     fencing_token = GREATEST(l.fencing_token + 1, {_us("clock.now")})
 FROM shown, clock WHERE l.id = shown.id
-RETURNING l.fencing_token"""
+RETURNING l.fencing_token, {NOTIFY}"""
 
 PURGE = f"""
 WITH ended AS (
@@ -183,14 +219,20 @@ class PostgreSQL(Backend):
     exact_collation = "C"
     release_keeps_snapshot = True
     guard_blocks_renewal = False
+    notifies = True
 
     def __init__(self) -> None:
         self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+        self._messages: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
-        sql = GRANT if claim.durable else GRANT_ASYNC
+        parameters = claim.parameters(waited)
         with connection.cursor() as cursor:
-            cursor.execute(sql, claim.parameters(waited))
+            if waited == 0:
+                cursor.execute(REGRANT if claim.durable else REGRANT_ASYNC, parameters)
+                if row := cursor.fetchone():
+                    return Grant(*row)
+            cursor.execute(GRANT if claim.durable else GRANT_ASYNC, parameters)
             row = cursor.fetchone()
         return Grant(*row) if row else None
 
@@ -249,6 +291,17 @@ class PostgreSQL(Backend):
             cursor.execute(HOLDER, {"name": name, "slot": slot})
             row = cursor.fetchone()
         return holder_of(row) if row else None
+
+    def look(
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+    ) -> Mapping[tuple[str, int], Seen]:
+        names, slots = map(list, zip(*keys, strict=True))
+        with connection.cursor() as cursor:
+            cursor.execute(LOOK, {"names": names, "slots": slots})
+            return {
+                (name, slot): Seen(token, max(0, time_left), marked)
+                for name, slot, token, time_left, marked in cursor.fetchall()
+            }
 
     def force_release(
         self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
@@ -312,6 +365,29 @@ class PostgreSQL(Backend):
         # Idle says only that it is over: psycopg cancels a COMMIT that Ctrl-C interrupts.
         status = connection.connection.info.transaction_status
         return False if status == TransactionStatus.INTRANS else None
+
+    def listen(self, connection: BaseDatabaseWrapper) -> bool:
+        connection.ensure_connection()
+        physical = connection.connection
+        if physical not in self._messages:
+            messages: list[str] = []
+            self._messages[physical] = messages
+            physical.add_notify_handler(lambda message: messages.append(message.payload))
+        with connection.cursor() as cursor:
+            cursor.execute(f"LISTEN {TABLE}")
+            cursor.execute("SELECT pg_backend_pid()")
+            # A pooler makes up a pid of its own, and may hand the session that listens to another.
+            return bool(cursor.fetchone()[0] == physical.info.backend_pid)
+
+    def heard(self, connection: BaseDatabaseWrapper) -> list[tuple[str, int]]:
+        physical = connection.connection
+        messages = self._messages[physical]  # those that came during a statement
+        physical.pgconn.consume_input()
+        while message := physical.pgconn.notifies():
+            messages.append(message.extra.decode())
+        said, messages[:] = messages[:], []
+        parts = [message.partition(" ") for message in said]
+        return [(name, int(slot)) for slot, _, name in parts]
 
     def private_settings(self, settings_dict: dict[str, Any]) -> dict[str, Any]:
         options = settings_dict["OPTIONS"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .base import TABLE, Claim, Grant, Held, Holder, Unlock, holder_of, parameters_of
+from .base import TABLE, Claim, Grant, Held, Holder, Seen, Unlock, holder_of, parameters_of
 from .generic import Generic
 
 if TYPE_CHECKING:
@@ -84,6 +84,12 @@ HOLDER = f"""
 SELECT {COLUMNS} FROM {TABLE} WHERE {ROW} AND expires_at > {NOW} AND NOT {NOBODYS}"""
 
 
+LOOK = f"""
+SELECT name, slot, fencing_token,
+    CASE WHEN {NOBODYS} THEN 0 ELSE {_us("expires_at")} - {_us("'now'")} END FROM {TABLE}
+WHERE (name, slot) IN """
+
+
 class SQLite(Generic):
     """SQLite 3.35 and later."""
 
@@ -146,6 +152,17 @@ class SQLite(Generic):
             cursor.execute(HOLDER, {"name": name, "slot": slot})
             row = cursor.fetchone()
         return holder_of(row) if row else None
+
+    def look(
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+    ) -> Mapping[tuple[str, int], Seen]:
+        among = ", ".join(["(%s, %s)"] * len(keys))
+        with connection.cursor() as cursor:
+            cursor.execute(f"{LOOK} (VALUES {among})", [part for key in keys for part in key])
+            return {
+                (name, slot): Seen(token, max(0, time_left))
+                for name, slot, token, time_left in cursor.fetchall()
+            }
 
     @contextmanager
     def _transaction(self, connection: BaseDatabaseWrapper) -> Iterator[None]:

@@ -1,0 +1,354 @@
+"""The lookout: a thread per process and database that wakes those who wait for busy locks.
+
+Whoever meets a busy lock joins the queue of its name here, and only the head of a queue tries
+again: when the lookout wakes it, and before that not at all. So a release costs one try per
+process and not one per waiter, and those of one process are served in the order they came.
+
+Where the database notifies, the lookout listens on a connection of its own, and looks at a row
+only to mark it as wanted (Note [Wanted] in `backends/postgresql.py`) and when the lease that it saw
+would have ended. Else, and while a row is pinned and so cannot be marked, it looks again and
+again: at all awaited names in one statement, soon after something has changed, and a few times a
+second while nothing does. If it cannot listen, it says so once, and tries again later.
+
+A wake-up is a hint, never a grant: whoever is woken asks the database.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import selectors
+import socket
+import threading
+from contextlib import suppress
+from typing import Protocol
+
+from django.db import DatabaseError, Error, InterfaceError
+
+from .backends import backend_for
+from .backends.base import Seen
+from .background import Background, after_fork
+from .connections import LIMIT, Private, private
+from .deadlines import clock, jitter
+
+logger = logging.getLogger("distlock")
+
+Name = tuple[str, int]
+"""Name and slot."""
+
+FIRST = 0.005
+"""Seconds until the next look at a lock that was on the move."""
+LONGEST = 0.36
+"""The most seconds, give or take a quarter, between two looks at a row that nobody tells about."""
+GROWTH = 2.0
+SETTLE = 0.05
+"""Seconds, at least, from a try that came too late to the look at who was faster."""
+LATE = 0.01
+"""Seconds after the end of a lease to look: it shall have ended on the database's clock."""
+DEAF = 10.0
+"""Seconds until one tries to listen again."""
+IDLE = 10.0
+"""Seconds after which a connection that listens for nobody is closed."""
+STUCK = LIMIT + 1.0
+"""Seconds without a sign of life after which nobody relies on the lookout any more."""
+BATCH = 500
+"""Names in one statement."""
+
+
+class Waiter(Protocol):
+    """Somebody who waits, in a thread or a task."""
+
+    def wake(self) -> None:
+        """Say that it is time to try. May be called from any thread, and more than once."""
+
+
+class Queue:
+    """Those of this process who wait for one name, in the order they came."""
+
+    def __init__(self, key: Name) -> None:
+        self.key = key
+        self.waiters: list[Waiter] = []
+        self.due = 0.0
+        self.delay = FIRST
+        self.token = -1
+
+    def wake(self) -> None:
+        """Let the one who has waited longest try."""
+        if self.waiters:
+            self.waiters[0].wake()
+
+    def look_soon(self) -> float:
+        """Look at the row again, later each time that nothing has changed; return when."""
+        self.due = min(self.due, clock() + max(SETTLE, self.delay))
+        return self.due
+
+    def learn(self, seen: Seen | None, *, told: bool) -> None:
+        """Take note of what a look has shown. `told`: a release would be heard of."""
+        left = seen.time_left / 1e6 if seen else 0.0
+        if seen is None or seen.token != self.token:
+            self.delay = FIRST
+        self.token = seen.token if seen else -1
+        now = clock()
+        if left > 0 and told and seen and seen.wanted:
+            self.due = now + left + LATE
+            return
+        self.due = now + min(jitter(self.delay), left + LATE if left > 0 else LONGEST)
+        self.delay = min(self.delay * GROWTH, LONGEST)
+        if not left:
+            self.wake()
+
+
+class Ears:
+    """The connection that listens, and the bell that wakes the lookout: its thread sleeps on both.
+
+    Only the lookout's thread may use it; any may ring.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+        self._listening: object = None
+        self._bell, self._button = socket.socketpair()
+        self._bell.setblocking(False)
+        self._button.setblocking(False)
+
+    def set(self) -> None:
+        """Ring."""
+        with suppress(BlockingIOError):  # it is ringing
+            self._button.send(b"!")
+
+    def clear(self) -> None:
+        """Stop ringing."""
+        with suppress(BlockingIOError):
+            while self._bell.recv(4096):
+                pass
+
+    def wait(self, timeout: float) -> None:
+        """Sleep until the bell rings, a message comes, or the connection breaks."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._bell, selectors.EVENT_READ)
+            wire = self.private.wire if self.open else None
+            if wire is not None and wire.fileno() >= 0:
+                selector.register(wire, selectors.EVENT_READ)
+            selector.select(timeout)
+
+    @property
+    def private(self) -> Private:
+        """The connection."""
+        return private(self._alias, to_listen=True)
+
+    @property
+    def open(self) -> bool:
+        """Whether it listens, as far as is known."""
+        return self._listening is not None
+
+    def listen(self) -> bool:
+        """Begin to listen; `False` if messages would not come through."""
+        with self.private.use() as connection:
+            if backend_for(connection).listen(connection):
+                self._listening = connection
+        if not self.open:
+            self.close()
+        return self.open
+
+    def heard(self) -> list[Name]:
+        """Return what has been said since the last time. Raises what says that it is gone."""
+        with self.private.use() as connection:
+            if connection is not self._listening:
+                raise InterfaceError("the connection that listened was closed")
+            return backend_for(connection).heard(connection)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listening = None
+        self.private.close_if_unused()
+
+    def forget(self) -> None:
+        """Drop the bell in a forked child."""
+        for end in (self._bell, self._button):
+            end.close()
+
+
+class Lookout:
+    """What this process waits for in one database."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+        self._mutex = threading.Lock()
+        self._queues: dict[Name, Queue] = {}
+        self._ears = Ears(alias)
+        self._notifies = self._ears.private.backend.notifies
+        self._listen_at = 0.0
+        self._deaf = False
+        self._unused_since = 0.0
+        self._busy_since = math.inf
+        self._planned = 0.0
+        self._thread = Background(
+            f"distlock-lookout-{alias}", self._step, self._ears.close, self._ears
+        )
+
+    def is_awaited(self, key: Name) -> bool:
+        """Whether somebody of this process stands in line for a name."""
+        return key in self._queues
+
+    def join(self, key: Name, waiter: Waiter) -> None:
+        """Stand in line for a name, and be woken when it is time to try."""
+        with self._mutex:
+            queue = self._queues.setdefault(key, Queue(key))
+            queue.waiters.append(waiter)
+            is_new = len(queue.waiters) == 1
+        if is_new:
+            self._thread.ensure_started()
+            self._ears.set()
+
+    def leave(self, key: Name, waiter: Waiter, *, granted: bool) -> None:
+        """Stand in line no more. Unless `granted`, it is the next one's turn."""
+        with self._mutex:
+            queue = self._queues[key]
+            was_first = queue.waiters[0] is waiter
+            queue.waiters.remove(waiter)
+            if not queue.waiters:
+                del self._queues[key]
+            elif was_first and not granted:
+                queue.wake()
+        if granted:
+            self.look_soon(key)
+
+    def look_soon(self, key: Name) -> None:
+        """Note that somebody else has the lock now, for nobody knows how long."""
+        with self._mutex:
+            queue = self._queues.get(key)
+            soon = queue.look_soon() if queue else math.inf
+        if soon < self._planned:
+            self._ears.set()
+
+    @property
+    def works(self) -> bool:
+        """Whether one can rely on being woken."""
+        return self._thread.is_alive and clock() - self._busy_since < STUCK
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _step(self) -> float:
+        self._busy_since = clock()
+        try:
+            self._listen()
+            due = self._due()
+            for start in range(0, len(due), BATCH):
+                self._look(due[start : start + BATCH])
+            self._hear()  # last: what came with the answer to a statement does not wake a sleeper
+            return self._delay()
+        finally:
+            self._busy_since = math.inf
+
+    def _listen(self) -> None:
+        """Open the connection that listens, if somebody waits, or close it."""
+        if not self._notifies:
+            return
+        now = clock()
+        if self._queues:
+            self._unused_since = now
+            if not self._ears.open and now >= self._listen_at:
+                self._try_to_listen()
+        elif self._ears.open and now - self._unused_since >= IDLE:
+            self._ears.close()
+
+    def _try_to_listen(self) -> None:
+        self._listen_at = clock() + jitter(DEAF)
+        try:
+            reason = "" if self._ears.listen() else "a pooler is in between"
+        except Error as error:
+            reason = str(error)
+        if reason and not self._deaf:
+            logger.warning(
+                "lock_waiting_polls alias=%r: cannot listen for releases, so those who wait look "
+                "every %s s: %s",
+                self._alias,
+                LONGEST,
+                reason,
+            )
+        self._deaf = bool(reason)
+        if self._ears.open:
+            self._look_at_all()
+
+    def _hear(self) -> None:
+        """Wake those whose lock was released."""
+        if not self._ears.open:
+            return
+        try:
+            heard = self._ears.heard()
+        except Exception as error:  # the driver's own, too: the connection is gone
+            logger.info("lock_listener_lost alias=%r: %s", self._alias, error)
+            self._ears.close()
+            self._listen_at = clock()
+            self._look_at_all()
+            return
+        with self._mutex:
+            for key in heard:
+                if queue := self._queues.get(key):
+                    queue.delay = FIRST
+                    queue.wake()
+
+    def _look_at_all(self) -> None:
+        """What was said while nobody listened is lost: look at every name now."""
+        with self._mutex:
+            for queue in self._queues.values():
+                queue.due = 0.0
+
+    def _due(self) -> list[Queue]:
+        """Return what to look at. One statement more for all, or none at all."""
+        now = clock()
+        with self._mutex:
+            queues = list(self._queues.values())
+        if all(queue.due > now for queue in queues):
+            return []
+        return [queue for queue in queues if queue.due <= now or not self._ears.open]
+
+    def _look(self, queues: list[Queue]) -> None:
+        one = self._ears.private if self._ears.open else private(self._alias)
+        try:
+            with one.use() as connection:
+                seen = backend_for(connection).look(connection, [queue.key for queue in queues])
+        except DatabaseError as error:
+            logger.info("lock_look_failed alias=%r: %s", self._alias, error)
+            with self._mutex:
+                for queue in queues:
+                    queue.due = clock() + jitter(LONGEST)
+                    queue.wake()  # who tries by itself learns more
+            return
+        with self._mutex:
+            for queue in queues:
+                queue.learn(seen.get(queue.key), told=self._ears.open)
+
+    def _delay(self) -> float:
+        now = clock()
+        with self._mutex:
+            dues = [queue.due for queue in self._queues.values()]
+            if dues and self._notifies and not self._ears.open:
+                dues.append(self._listen_at)
+            self._planned = min([now + IDLE, *dues])
+        return max(0.0, self._planned - now)
+
+
+_lookouts: dict[str, Lookout] = {}
+_mutex = threading.Lock()
+
+
+def lookout(alias: str) -> Lookout:
+    """Return this process's lookout in one database."""
+    found = _lookouts.get(alias)
+    if found is None:
+        made = Lookout(alias)
+        with _mutex:
+            found = _lookouts.setdefault(alias, made)
+    return found
+
+
+def _forget() -> None:
+    global _mutex
+    _mutex = threading.Lock()
+    for one in _lookouts.values():
+        one._ears.forget()
+    _lookouts.clear()
+
+
+after_fork(_forget)
