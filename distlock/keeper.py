@@ -50,6 +50,7 @@ class Keeper:
 
     def keep(self, term: Term) -> None:
         """Renew a term until it is dropped, and notice when it is lost."""
+        term.kept = True
         self.rounds(term.alias).keep(term)
 
     def replan(self, term: Term) -> None:

@@ -6,9 +6,11 @@ import logging
 import threading
 import warnings
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import Error
 
@@ -19,6 +21,7 @@ from .background import soon
 from .connections import in_transaction
 from .contexts import Context
 from .deadlines import Seconds, clock, seconds
+from .errands import Errand
 from .exceptions import LockError, LockLost
 from .keeper import keeper
 from .places import Place, place, warn_about_others
@@ -171,6 +174,43 @@ class Lease:
                 self._go_on_giving_back()
             raise
 
+    async def acheck(self) -> None:
+        """Raise `LockLost` if the lease is not provably held; see `check`."""
+        self.check()
+
+    async def arenew(self, ttl: Seconds | None = None) -> None:
+        """Extend the lease; see `renew`."""
+        await sync_to_async(self.renew)(ttl)
+
+    async def aguard(self) -> None:
+        """Fence the transaction that is open in the thread of this task's synchronous code.
+
+        See `guard`, and mind that Django has no transactions across an `await`.
+        """
+        await sync_to_async(self.guard)()
+
+    async def arelease(self) -> None:
+        """Give the lock back; see `release`. That happens even if the task is cancelled here."""
+        await Errand(self.release, instead=self.abandon).run()
+
+    def abandon(self) -> None:
+        """Give the lock back without a word to the database: the keeper frees it soon.
+
+        For where nobody can wait, and no transaction has to do with the lease.
+        """
+        with self._mutex:
+            if self._released:
+                return
+            self._released = True
+        term = self._term
+        if term.unshare(self) or term.over:
+            return
+        self._context.forget(term)
+        if term.kept:
+            self._leave_to_keeper()
+        else:
+            term.abandon()
+
     def __enter__(self) -> Self:
         return self
 
@@ -192,6 +232,19 @@ class Lease:
             pass  # told by the signal; the exception on its way out goes first
         except Exception:
             logger.warning("lock_release_failed name=%r", self.name, exc_info=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release; see `__exit__`."""
+        end = partial(self.__exit__, exc_type, exc, traceback)
+        await Errand(end, instead=self.abandon).run()
 
     def __del__(self) -> None:
         # The collector calls this in any thread, at any point: it may take no lock of the keeper's.
