@@ -25,6 +25,7 @@ from .leases import Lease
 from .lookout import lookout
 from .places import Place, place
 from .terms import Key, Term
+from .turns import Turn
 
 if TYPE_CHECKING:
     from .locks import Lock
@@ -45,6 +46,7 @@ class Acquisition:
         self._requested = clock()
         self._where: Place | None = None
         self._line: waiting.Line | None = None
+        self._turn: Turn | None = None
 
     def run(self) -> Lease | None:
         """Return a lease, or `None` if the lock is busy at the deadline. Sleeps in this thread."""
@@ -58,9 +60,13 @@ class Acquisition:
         lease = self._nested()
         if lease is not None:
             return lease
-        lease = await self._errand(lambda: self._adopted() or self._lease(self._try_first))
-        if lease is None and self._deadline.left > 0:
-            lease = await waiting.await_for(self._try_in_thread, self._deadline, self._line)
+        try:
+            lease = await self._errand(lambda: self._adopted() or self._lease(self._try_first))
+            if lease is None and self._deadline.left > 0:
+                lease = await waiting.await_for(self._try_in_thread, self._deadline, self._line)
+        finally:
+            if self._turn:
+                self._turn.abandon()
         return lease
 
     async def _try_in_thread(self, waited: float) -> Lease | None:
@@ -90,24 +96,37 @@ class Acquisition:
                 return Lease(adopted, self._context)
         if not where.own and can_keep(self._alias):
             self._line = waiting.Line(lookout(self._alias), (self._claim.name, self._claim.slot))
+            if self._lock.fair and self._deadline.left > 0:
+                self._turn = Turn(where, self._claim)
         return None
 
     def _try_and_wait(self) -> Granted | None:
         granted = self._try_first()
         if granted is None and self._deadline.left > 0:
             granted = waiting.wait_for(self._try, self._deadline, self._line)
+            if self._turn:
+                self._turn.leave()
         return granted
 
     def _try_first(self) -> Granted | None:
         """Try at once, unless others of this process stand in line before."""
         if self._deadline.left <= 0 or self._line is None or self._line.is_empty:
             return self._try(0.0)
+        if self._turn:
+            self._turn.stand_in_line()
         return None
 
     def _try(self, waited: float) -> Granted | None:
-        assert self._where is not None
+        where, turn = self._where, self._turn
+        assert where is not None
+        if turn and not turn.has_come():
+            return None
         self._requested = clock()
-        grant = self._where.grant(self._claim, waited)
+        grant = where.grant(self._claim, waited)
+        if turn and grant is None:
+            turn.stand_in_line()
+        elif turn:
+            turn.taken()
         return None if grant is None else (grant, waited)
 
     def _begin(self, grant: Grant, waited: float) -> Lease:
@@ -124,6 +143,8 @@ class Acquisition:
     def _break_off(self, error: BaseException) -> None:
         """Let the keeper free what an acquire that broke off may have been granted."""
         where = self._where
+        if self._turn:
+            self._turn.abandon()
         if isinstance(error, LockError | SynchronousOnlyOperation) or where is None:
             return
         if isinstance(error, Error) and not isinstance(error, OperationalError | InterfaceError):

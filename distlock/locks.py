@@ -46,6 +46,7 @@ def lock(
     renew: bool | Default = DEFAULT,
     atomic: bool = False,
     reentrant: bool = False,
+    fair: bool = False,
     min_hold: Seconds | None = None,
     max_hold: Seconds | None = None,
     crash_safe: bool | Default = DEFAULT,
@@ -64,6 +65,8 @@ def lock(
     renew: keep the lease alive while this process lives.
     atomic: run the body in a transaction of its own; work and release commit together.
     reentrant: taking it again in the same thread or task nests; otherwise that is `AlreadyHeld`.
+    fair: first come, first served, across processes, among those who wait with `fair=True`; others
+        may overtake them. Each wait costs a few statements more.
     min_hold: keep the lock at least this long after it was acquired, even if released sooner.
     max_hold: stop renewing after this long.
     crash_safe: `False` lets the grant be forgotten if the database server crashes.
@@ -80,6 +83,7 @@ def lock(
         renew=flag_of(renew, "renew"),
         atomic=flag_of(atomic, "atomic") or False,
         reentrant=flag_of(reentrant, "reentrant") or False,
+        fair=flag_of(fair, "fair") or False,
         min_hold=0.0 if min_hold is None else seconds(min_hold, "min_hold"),
         max_hold=None if max_hold is None else seconds(max_hold, "max_hold", positive=True),
         crash_safe=flag_of(crash_safe, "crash_safe"),
@@ -99,6 +103,7 @@ class Lock:
     renew: bool | None
     atomic: bool
     reentrant: bool
+    fair: bool
     min_hold: float
     max_hold: float | None
     crash_safe: bool | None

@@ -95,7 +95,7 @@ import uvicorn
 from example_project.asgi import application
 bicycle = Product.objects.create(name="Bicycle", stock=20)
 server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="warning"))
-thread = threading.Thread(target=server.run)
+thread = threading.Thread(target=server.run, daemon=True)
 thread.start()
 while not server.started:
     time.sleep(0.01)
