@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from tests.databases import Unavailable, connect, query, rows
+from tests.databases import Unavailable, connect, rows
 from tests.private_server import DATABASES
 from tests.servers import MariaDB, PostgreSQL
 
@@ -47,22 +47,31 @@ class Stand(ABC):
     def sessions(self) -> int:
         """How many clients are connected to the measured database."""
 
+    def wait_empty(self) -> None:
+        """Return when the clients of an earlier measurement have left. Raises TimeoutError."""
+        deadline = time.monotonic() + 20
+        while left := self.sessions():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{left} sessions of an earlier measurement do not end")
+            time.sleep(0.05)
+
 
 class Database(Stand):
-    def run(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run a statement in the measured database."""
-        return rows(self.url, sql)
+    @property
+    def other(self) -> str:
+        """A second database on the server, whose statements and sessions are not counted."""
+        return self.url.removesuffix(MEASURED) + COUNTING
 
-    def value(self, sql: str) -> Any:
-        row = query(self.url, sql)
-        return None if row is None else row[0]
+    def run(self, sql: str, database: str = MEASURED) -> list[tuple[Any, ...]]:
+        """Run a statement in the measured database, or in the other."""
+        return rows(self.url, sql, name=database)
 
     @abstractmethod
     def size(self, table: str) -> dict[str, float | None]:
         """Bytes of a table and its indexes."""
 
     @abstractmethod
-    def settle(self, table: str) -> None:
+    def settle(self, table: str, database: str) -> None:
         """Let the server do now what it would do for a table that was filled, later."""
 
 
@@ -109,9 +118,9 @@ class PostgreSQLStand(Database):
         updates, hot = self.run(sql)[0]
         return int(updates), int(hot)
 
-    def settle(self, table: str) -> None:
-        self.run(f"VACUUM ANALYZE {table}")
-        self.run("CHECKPOINT")
+    def settle(self, table: str, database: str) -> None:
+        self.run(f"VACUUM ANALYZE {table}", database)
+        self.run("CHECKPOINT", database)
 
 
 class MariaDBStand(Database):
@@ -147,8 +156,8 @@ class MariaDBStand(Database):
         data, indexes = self.run(sql)[0]
         return {"table": data, "indexes": indexes}
 
-    def settle(self, table: str) -> None:
-        self.run(f"ANALYZE TABLE {table}")
+    def settle(self, table: str, database: str) -> None:
+        self.run(f"ANALYZE TABLE {table}", database)
 
 
 class RedisStand(Stand):

@@ -12,7 +12,7 @@ from ..contenders import CONTENDERS
 from ..contenders.base import Contender
 from ..figures import medians
 from ..processes import Failed, run
-from ..servers import Database, Stand
+from ..servers import COUNTING, MEASURED, Database, Stand
 
 Figures = dict[str, float | None]
 Table = dict[str, Figures]
@@ -50,7 +50,7 @@ class Bench:
         """Go on after a process has failed: it is told at the end."""
         try:
             yield
-        except Failed as failure:
+        except (Failed, TimeoutError) as failure:
             self.bad |= contender.ours
             self.failures.append(str(failure))
             say(f"  failed: {failure}")
@@ -81,15 +81,23 @@ class Bench:
         assert isinstance(stand, Database)
         stand.run(f"TRUNCATE TABLE {contender.table}")
 
-    def fill(self, contender: type[Contender], rows: int, *, ended: bool) -> None:
-        """Add rows whose leases last for a day, or ended long ago."""
+    def fill(self, contender: type[Contender], rows: int) -> None:
+        """Add rows whose leases ended long ago."""
+        self._fill(contender, rows, "- INTERVAL '60' DAY", MEASURED)
+
+    def fill_other(self, contender: type[Contender], rows: int) -> None:
+        """Make its table in the other database, with rows whose leases go on."""
         stand = self.stand(contender)
         assert isinstance(stand, Database)
-        postgresql = contender.server == "postgresql"
-        now = "clock_timestamp()" if postgresql else "UTC_TIMESTAMP(6)"
-        span = "- INTERVAL '60' DAY" if ended else "+ INTERVAL '1' DAY"
-        stand.run(contender.fill.format(rows=rows, end=f"{now} {span}"))
-        stand.settle(contender.table)
+        run(contender.key, stand.other, "prepare")
+        self._fill(contender, rows, "+ INTERVAL '1' DAY", COUNTING)
+
+    def _fill(self, contender: type[Contender], rows: int, span: str, database: str) -> None:
+        stand = self.stand(contender)
+        assert isinstance(stand, Database)
+        now = "clock_timestamp()" if contender.server == "postgresql" else "UTC_TIMESTAMP(6)"
+        stand.run(contender.fill.format(rows=rows, end=f"{now} {span}"), database)
+        stand.settle(contender.table, database)
 
 
 def say(text: str) -> None:

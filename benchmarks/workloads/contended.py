@@ -82,7 +82,7 @@ def waiting(bench: Bench) -> Table:
 def _waiting(bench: Bench, contender: type[Contender]) -> Mapping[str, float | None]:
     stand, name = bench.stand(contender), f"waiting:{next(_run)}"
     seconds = bench.either(2.0, 5.0)
-    at_rest = stand.sessions()
+    stand.wait_empty()
     with Process(contender.key, stand.url, "hold", name=name) as holder:
         holder.wait_ready()
         threads = max(WAITERS) // PROCESSES
@@ -93,7 +93,7 @@ def _waiting(bench: Bench, contender: type[Contender]) -> Mapping[str, float | N
             before, start = stand.statements(), time.monotonic()
             sleep_until(start + seconds)
             after, span = stand.statements(), time.monotonic() - start
-            sessions = stand.sessions() - at_rest
+            sessions = stand.sessions()
             for waiter in waiters:
                 waiter.go()
             results = [waiter.result() for waiter in waiters]

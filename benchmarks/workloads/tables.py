@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..contenders.base import Contender
 from ..figures import percentile, ratio
-from ..processes import Process
+from ..processes import Process, run
 from ..servers import Database, PostgreSQLStand
 from .base import Bench, Table
 
@@ -41,9 +41,21 @@ def _churn(bench: Bench, contender: type[Contender]) -> Mapping[str, float | Non
         "slower": ratio(rest["last"], first["first"]),
     }
     if contender.ours:
-        bench.run(contender, "renew", names=names, times=bench.either(10, 50))
-        figures["hot_renewals"] = _hot(ended, _updates(stand, table))
+        figures["hot_renewals"] = _renewals(bench, contender, names)
     return figures
+
+
+def _renewals(bench: Bench, contender: type[Contender], names: list[str]) -> float | None:
+    """The HOT share of renewals alone, of leases that are all held at once."""
+    stand, times = bench.stand(contender), bench.either(10, 50)
+    assert isinstance(stand, Database)
+    arguments = {"names": names, "times": times}
+    with Process(contender.key, stand.url, "renew", **arguments) as renewing:
+        renewing.wait_ready()
+        before = _updates(stand, contender.table)
+        renewing.go()
+        renewing.result()
+    return _hot(before, _updates(stand, contender.table))
 
 
 def _updates(stand: Database, table: str) -> tuple[int, int] | None:
@@ -57,35 +69,26 @@ def _hot(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float
 
 
 def million(bench: Bench) -> Table:
-    """Latency with an empty table, and with a million leases of others in it."""
+    """Latency in an empty table, and in turn in another database, with a million other leases."""
     contenders = [each for each in bench.chosen() if each.fill]
     rows, cycles, seconds = bench.either((100_000, 400, 3.0), (1_000_000, 1500, 10.0))
-    number = bench.either(2, 3)
 
     def measure(contender: type[Contender], each_round: int) -> Mapping[str, float | None]:
+        stand = bench.stand(contender)
+        assert isinstance(stand, Database)
         names = [f"million:{each_round}:{number}" for number in range(20)]
-        found: dict[str, float | None] = bench.run(
-            contender, "latency", names=names, cycles=cycles, seconds=seconds
+        arguments = {"names": names, "cycles": cycles, "seconds": seconds}
+        empty, full = (
+            run(contender.key, url, "latency", **arguments)["p50"]
+            for url in (stand.url, stand.other)
         )
-        return found
+        return {"rows": rows, "empty": empty, "full": full, "ratio": ratio(full, empty)}
 
     for contender in contenders:
         bench.empty(contender)
-    empty = bench.rounds(contenders, number, measure)
-    for contender in contenders:
-        bench.fill(contender, rows, ended=False)
-    full = bench.rounds(contenders, number, measure)
-    for contender in contenders:
-        bench.empty(contender)
-    return {
-        key: {
-            "rows": rows,
-            "empty": empty[key]["p50"],
-            "full": full[key]["p50"],
-            "ratio": ratio(full[key]["p50"], empty[key]["p50"]),
-        }
-        for key in full.keys() & empty.keys()
-    }
+        with bench.tolerance(contender):
+            bench.fill_other(contender, rows)
+    return bench.rounds(contenders, bench.either(3, 5), measure)
 
 
 def purge(bench: Bench) -> Table:
@@ -98,7 +101,7 @@ def _purge(bench: Bench, contender: type[Contender]) -> Mapping[str, float | Non
     rows = bench.either(100_000, 1_000_000)
     url, names = bench.url(contender), [f"purge:{number}" for number in range(20)]
     bench.empty(contender)
-    bench.fill(contender, rows, ended=True)
+    bench.fill(contender, rows)
     with (
         Process(contender.key, url, "purge", limit=400.0) as purging,
         Process(contender.key, url, "beside", limit=400.0, names=names) as other,
