@@ -81,8 +81,8 @@ def prepared(keys: list[str], stands: dict[str, Stand], absent: dict[str, str]) 
 
 
 def about(stands: dict[str, Stand], quick: bool) -> dict[str, str]:
-    packages = ("Django", "psycopg", "mysqlclient", "redis", "tooz")
-    packages += ("django-pglock", "django-mysql", "django-db-mutex")
+    packages = ["Django", "psycopg", "mysqlclient", "redis", "tooz"]
+    packages += ["django-pglock", "django-mysql", "django-db-mutex"]
     return {
         "date": datetime.now(tz=timezone.utc).strftime("%Y-%m-%d"),
         "run": "quick" if quick else "full",

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from tests.databases import Unavailable
 
@@ -17,10 +17,6 @@ from .contenders.base import Contender
 from .figures import Turn, percentile
 
 Ready = Callable[[], None]
-
-
-class Task(Protocol):
-    def __call__(self, contender: Contender, ready: Ready, **arguments: Any) -> Any: ...
 
 
 def prepare(contender: Contender, ready: Ready) -> dict[str, str]:
@@ -149,6 +145,7 @@ def contend(
             released = time.monotonic()
             contender.release(name, held)
             turns.append(Turn(me, asked, granted, released))
+        contender.close()
 
     together(work, [f"{worker}t{number}" for number in range(threads)])
     return turns
@@ -221,11 +218,16 @@ def purge(contender: Contender, ready: Ready) -> float:
 
 
 def beside(contender: Contender, ready: Ready, names: Sequence[str]) -> list[tuple[float, float]]:
-    """Cycles until the parent says stop by closing its side: when each began, and its seconds."""
+    """Cycles until the parent says "go" once more: when each began, and its seconds."""
     timed(contender.cycle, names, 50)
     ready()
     stopped = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), stopped.set()), daemon=True).start()
+
+    def listen() -> None:
+        sys.stdin.readline()
+        stopped.set()
+
+    threading.Thread(target=listen, daemon=True).start()
     spent = []
     for name in itertools.cycle(names):
         start = time.monotonic()
@@ -276,7 +278,7 @@ def layers(contender: Contender, ready: Ready, name: str, cycles: int) -> dict[s
     return measure(contender, name, cycles)
 
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, Callable[..., Any]] = {
     task.__name__: task
     for task in (
         prepare,

@@ -50,6 +50,9 @@ class Contender(ABC):
     @abstractmethod
     def release(self, name: str, held: Any) -> None: ...
 
+    def close(self) -> None:  # noqa: B027
+        """Close what this thread has opened, as far as that does not close with the thread."""
+
     def cycle(self, name: str) -> None:
         """What is timed where nobody competes."""
         self.release(name, self.acquire(name))
@@ -64,6 +67,11 @@ class DjangoContender(Contender):
 
     def prepare(self) -> None:
         migrate()
+
+    def close(self) -> None:
+        from django.db import connections
+
+        connections.close_all()
 
 
 def polled(attempt: Callable[[], T | None], interval: float) -> T:
