@@ -47,7 +47,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=list(WORKLOADS), help="repeatable")
     parser.add_argument("--contender", action="append", choices=list(CONTENDERS))
     parser.add_argument("--quick", action="store_true", help="less of everything")
-    parser.add_argument("--report", type=Path, help="do not run: read this result")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        action="append",
+        help="do not run: read this result; the workloads of a second one take the place of its",
+    )
     parser.add_argument("--markdown", type=Path, help="write the tables to this file, too")
     parser.add_argument("--plot", type=Path, help="write the picture to this file, too")
     return parser.parse_args(argv)
@@ -119,10 +124,23 @@ def measure(options: argparse.Namespace, path: Path) -> tuple[dict[str, Any], bo
         for name in options.only or WORKLOADS:
             begun = time.monotonic()
             say(f"{name} ...")
-            results["workloads"][name] = WORKLOADS[name](bench)
+            try:
+                results["workloads"][name] = WORKLOADS[name](bench)
+            except Exception as error:  # what was measured before and after it is kept
+                bench.fail(f"{name}: {type(error).__name__}: {error}", ours=True)
             say(f"{name}: {time.monotonic() - begun:.0f} s")
             path.write_text(json.dumps(results, indent=1) + "\n")
     return results, not bench.bad
+
+
+def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result of several runs: each workload as the last one has it."""
+    whole = {key: dict(value) for key, value in runs[-1].items() if key != "failures"}
+    whole["workloads"] = {name: table for run in runs for name, table in run["workloads"].items()}
+    failures = [failure for run in runs for failure in run["failures"]]
+    if len(runs) > 1:
+        whole["about"]["runs"] = f"{len(runs)}, each workload from the last that had it"
+    return {**whole, "failures": failures}
 
 
 def main(argv: list[str]) -> int:
@@ -130,18 +148,19 @@ def main(argv: list[str]) -> int:
     RESULTS.mkdir(exist_ok=True)
     good = True
     if options.report:
-        results = json.loads(options.report.read_text())
-        path = options.report
+        results = merged([json.loads(file.read_text()) for file in options.report])
+        path = options.report[-1]
     else:
         stamp = datetime.now(tz=timezone.utc).strftime("%Y%m%d-%H%M%S")
         path = RESULTS / f"{stamp}{'-quick' if options.quick else ''}.json"
         results, good = measure(options, path)
     text = markdown(results)
     print(text, flush=True)
-    for target in {path.with_suffix(".md"), options.markdown} - {None}:
+    own = set() if options.report else {path}
+    for target in {*(p.with_suffix(".md") for p in own), options.markdown} - {None}:
         write(text, target)
     try:
-        for target in {path.with_suffix(".png"), options.plot} - {None}:
+        for target in {*(p.with_suffix(".png") for p in own), options.plot} - {None}:
             draw(results, target)
     except ImportError as error:
         say(f"no picture: {error}")

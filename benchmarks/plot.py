@@ -24,6 +24,10 @@ PANELS = [
 OURS, THEIRS = "#1f77b4", "#b8b8b8"
 
 
+def _label(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def draw(results: Results, path: Path) -> None:
     """Write the picture. Raises ImportError without matplotlib."""
     import matplotlib as mpl
@@ -43,7 +47,7 @@ def draw(results: Results, path: Path) -> None:
         values = [table[key][panel.field] * panel.scale for key in keys]
         colours = [OURS if CONTENDERS[key].ours else THEIRS for key in keys]
         bars = ax.barh(keys, values, color=colours)
-        ax.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+        ax.bar_label(bars, fmt=_label, padding=3, fontsize=8)
         ax.invert_yaxis()
         ax.margins(x=0.15)
         if values and max(values) > 20 * min(values):

@@ -171,6 +171,8 @@ def _targets(results: Results) -> str:
         else:
             shown = f"{value:.4g}"
             verdict = "reached" if target.reached(value) else "**not reached**"
+            if target.large and results["about"].get("run") == "quick":
+                verdict = "a quick run is too small to tell"
         rows.append([target.text, f"{target.sign} {target.limit:g}", shown, verdict])
     return "### Targets\n\n" + _grid(["target", "limit", "measured", ""], rows)
 

@@ -10,7 +10,7 @@ import pytest
 from django.db import connection
 
 from benchmarks import tasks
-from benchmarks.__main__ import wanted
+from benchmarks.__main__ import merged, wanted
 from benchmarks.contenders import CONTENDERS, REFERENCES
 from benchmarks.contenders.raw import RawLease, RawMariaDBLease
 from benchmarks.figures import Turn, hand_overs, jain, medians, percentile, ratio, violations
@@ -158,6 +158,24 @@ def test_a_target_that_is_missed_is_said_to_be() -> None:
     assert not target.reached(0.51)
     assert not Target("x", "<", 1.0, target.measured).reached(1.0)
     assert not Target("x", ">=", 0.95, target.measured).reached(0.94)
+
+
+@pure
+def test_a_quick_run_gives_no_verdict_on_large_numbers() -> None:
+    whole = results()
+    whole["workloads"]["purge"] = {"pg-distlock": {"seconds": 1.0}}
+    assert "| purge: seconds | < 60 | 1 | reached |" in markdown(whole)
+    whole["about"]["run"] = "quick"
+    assert "| purge: seconds | < 60 | 1 | a quick run is too small to tell |" in markdown(whole)
+
+
+@pure
+def test_of_several_runs_each_workload_is_the_last_one() -> None:
+    second = {**results(), "failures": [], "workloads": {"latency": {}, "purge": {}}}
+    whole = merged([results(), second])
+    assert whole["workloads"].keys() == {"latency", "layers", "purge"}
+    assert whole["workloads"]["latency"] == {}
+    assert whole["failures"] == results()["failures"]
 
 
 @pure

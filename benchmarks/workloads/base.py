@@ -51,16 +51,18 @@ class Bench:
         try:
             yield
         except (Failed, TimeoutError) as failure:
-            self.bad |= contender.ours
-            self.failures.append(str(failure))
-            say(f"  failed: {failure}")
+            self.fail(str(failure), ours=contender.ours)
+
+    def fail(self, text: str, *, ours: bool) -> None:
+        """Note a failure; one of distlock fails the run."""
+        self.bad |= ours
+        self.failures.append(text)
+        say(f"  failed: {text}")
 
     def judge(self, contender: type[Contender], violations: int, where: str) -> None:
         """Note how often two held one lock: then the run has failed, whoever it was."""
         if violations:
-            self.bad = True
-            self.failures.append(f"VIOLATION: {contender.key}, {violations} times {where}")
-            say(f"  {self.failures[-1]}")
+            self.fail(f"VIOLATION: {contender.key}, {violations} times {where}", ours=True)
 
     def rounds(
         self,

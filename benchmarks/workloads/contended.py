@@ -25,7 +25,7 @@ def hand_over(bench: Bench) -> Table:
     for size in WAITERS:
         found = bench.rounds(
             contenders,
-            bench.either(1, 3),
+            bench.either(1, 2),
             lambda contender, _, size=size: _hand_over(bench, contender, size),
         )
         for key, figures in found.items():
@@ -36,7 +36,7 @@ def hand_over(bench: Bench) -> Table:
 def _hand_over(bench: Bench, contender: type[Contender], size: int) -> Mapping[str, float | None]:
     processes = min(PROCESSES, size)
     threads = size // processes
-    seconds = bench.either(2.0, 4.0)
+    seconds = bench.either(1.5, 3.0)
     stand = bench.stand(contender)
     with crew(
         processes,

@@ -16,12 +16,13 @@ NAMES = 100
 
 def churn(bench: Bench) -> Table:
     """Cycles on 100 names, after a tenth and in the end; then renewals, where there are any."""
-    contenders = [each for each in bench.chosen() if each.table]
+    same = ("pg-distlock-fast", "pg-distlock-fair")  # as pg-distlock
+    contenders = [each for each in bench.chosen() if each.table and each.key not in same]
     return bench.rounds(contenders, 1, lambda contender, _: _churn(bench, contender))
 
 
 def _churn(bench: Bench, contender: type[Contender]) -> Mapping[str, float | None]:
-    cycles, seconds = bench.either((6_000, 8.0), (100_000, 100.0))
+    cycles, seconds = bench.either((4_000, 5.0), (100_000, 150.0 if contender.ours else 40.0))
     stand, table = bench.stand(contender), contender.table
     assert isinstance(stand, Database)
     bench.empty(contender)
@@ -70,8 +71,9 @@ def _hot(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float
 
 def million(bench: Bench) -> Table:
     """Latency in an empty table, and in turn in another database, with a million other leases."""
-    contenders = [each for each in bench.chosen() if each.fill]
-    rows, cycles, seconds = bench.either((100_000, 400, 3.0), (1_000_000, 1500, 10.0))
+    same = ("pg-distlock-fast", "pg-distlock-fair")
+    contenders = [each for each in bench.chosen() if each.fill and each.key not in same]
+    rows, cycles, seconds = bench.either((100_000, 400, 3.0), (1_000_000, 1000, 4.0))
 
     def measure(contender: type[Contender], each_round: int) -> Mapping[str, float | None]:
         stand = bench.stand(contender)
@@ -88,7 +90,7 @@ def million(bench: Bench) -> Table:
         bench.empty(contender)
         with bench.tolerance(contender):
             bench.fill_other(contender, rows)
-    return bench.rounds(contenders, bench.either(3, 5), measure)
+    return bench.rounds(contenders, 3, measure)
 
 
 def purge(bench: Bench) -> Table:

@@ -14,7 +14,7 @@ THREADS = 8
 
 def latency(bench: Bench) -> Table:
     """Acquire and release of one name by one client."""
-    cycles, seconds = bench.either((400, 1.0), (2000, 4.0))
+    cycles, seconds = bench.either((400, 1.0), (1500, 3.0))
 
     def measure(contender: type[Contender], each_round: int) -> Mapping[str, float | None]:
         names = [f"latency:{each_round}"]
@@ -28,12 +28,12 @@ def latency(bench: Bench) -> Table:
             found["statements"] = round((after - before) / done, 1)
         return found
 
-    return bench.rounds(bench.chosen(), bench.either(3, 5), measure)
+    return bench.rounds(bench.chosen(), 3, measure)
 
 
 def throughput(bench: Bench) -> Table:
     """Cycles per second on names of one's own: threads of one process, and processes."""
-    seconds = bench.either(1.0, 3.0)
+    seconds = bench.either(1.0, 2.0)
 
     def measure(contender: type[Contender], each_round: int) -> Mapping[str, float | None]:
         return {
