@@ -1,7 +1,8 @@
 """PostgreSQL: every verb is one statement, and the clock is `clock_timestamp()`.
 
 A grant is planned twice as fast where it need not know how to insert, so the first try only updates
-the row, which is there for all but new names. What finds none goes the whole way.
+the row, which is there for all but new names. What finds none goes the whole way. A session that is
+used often plans neither that nor the release every time; see `plans.py`.
 
 `now()` is the start of the transaction: an expiry computed with it in a long transaction has
 already passed. Statements that change a row's owner follow Note [FOR UPDATE] in `base.py`.
@@ -46,6 +47,7 @@ from .base import (
     parameters_of,
     trace_of,
 )
+from .plans import Plans, Statement
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -118,10 +120,19 @@ UPDATE {TABLE} l SET owner = '',
 FROM ({clock}) clock WHERE """
 
 
-REGRANT = f"{_regrant(f'({CLOCK})')}, {IDENTITY}"
-REGRANT_ASYNC = f"{_regrant(f'({CLOCK_ASYNC})')}, {IDENTITY}"
-GRANT = _grant(CLOCK)
-GRANT_ASYNC = _grant(CLOCK_ASYNC)
+TYPES = {
+    **dict.fromkeys(("name", "owner", "host", "thread", "note"), "varchar"),
+    **dict.fromkeys(("pid", "token", "ttl", "first", "waited", "min_hold"), "bigint"),
+    "slot": "integer",
+}
+REGRANT, REGRANT_ASYNC = (
+    Statement(f"distlock_{name}", f"{_regrant(f'({clock})')}, {IDENTITY}", TYPES)
+    for name, clock in (("regrant", CLOCK), ("regrant_async", CLOCK_ASYNC))
+)
+GRANT, GRANT_ASYNC = (
+    Statement(f"distlock_{name}", _grant(clock), TYPES)
+    for name, clock in (("grant", CLOCK), ("grant_async", CLOCK_ASYNC))
+)
 
 RENEW = f"""
 WITH clock AS MATERIALIZED ({CLOCK}), wanted AS (
@@ -144,7 +155,9 @@ NOTIFY = (  # see Note [Wanted]
     f"CASE WHEN l.wanted_until > clock.now THEN pg_notify('{TABLE}', l.slot || ' ' || l.name) END"
 )
 RELEASE = f"{_release(CLOCK)}{OURS} RETURNING {NOTIFY}"
-RELEASE_ASYNC = f"{_release(CLOCK_ASYNC)}{OURS} RETURNING {NOTIFY}"
+RELEASE_ASYNC = Statement(
+    "distlock_release", f"{_release(CLOCK_ASYNC)}{OURS} RETURNING {NOTIFY}", TYPES
+)
 
 FREE = f"""
 WITH mine AS (
@@ -223,16 +236,19 @@ class PostgreSQL(Backend):
 
     def __init__(self) -> None:
         self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+        self._plans = Plans()
         self._messages: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
         parameters = claim.parameters(waited)
         with connection.cursor() as cursor:
             if waited == 0:
-                cursor.execute(REGRANT if claim.durable else REGRANT_ASYNC, parameters)
+                regrant = REGRANT if claim.durable else REGRANT_ASYNC
+                self._plans.run(connection, cursor, regrant, parameters)
                 if row := cursor.fetchone():
                     return Grant(*row)
-            cursor.execute(GRANT if claim.durable else GRANT_ASYNC, parameters)
+            grant = GRANT if claim.durable else GRANT_ASYNC
+            self._plans.run(connection, cursor, grant, parameters)
             row = cursor.fetchone()
         return Grant(*row) if row else None
 
@@ -255,14 +271,19 @@ class PostgreSQL(Backend):
             return dict(cursor.fetchall())
 
     def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
-        sql = RELEASE_ASYNC if alone else RELEASE
+        parameters = parameters_of(held)
         with connection.cursor() as cursor:
+            if not alone:
+                cursor.execute(RELEASE, parameters)
+                return bool(cursor.rowcount == 1)
             try:
-                cursor.execute(sql, parameters_of(held))
+                self._plans.run(connection, cursor, RELEASE_ASYNC, parameters)
             except DatabaseError as error:
-                if not alone or error_code(error) != "40001":
+                if error_code(error) != "40001":
                     raise
-                cursor.execute(sql, parameters_of(held))  # above READ COMMITTED: it had to wait
+                cursor.execute(
+                    RELEASE_ASYNC.sql, parameters
+                )  # above READ COMMITTED: it had to wait
             return bool(cursor.rowcount == 1)
 
     def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
