@@ -33,8 +33,6 @@ logger = logging.getLogger("distlock")
 
 Done = Callable[[Unlock], None]
 
-BATCH = 500
-"""Leases in one statement."""
 AGAIN = 0.05
 """Seconds between two looks at a row that a broken transaction still pins."""
 IDLE = 60.0
@@ -130,8 +128,9 @@ class Rounds:
         terms = self._kept()
         self._private.patience = min([LIMIT, *map(_patience, terms)])
         due = self._due(terms)
-        for start in range(0, len(due), BATCH):
-            self._renew(due[start : start + BATCH], _limit(terms))
+        batch = self._private.backend.batch
+        for start in range(0, len(due), batch):
+            self._renew(due[start : start + batch], _limit(terms))
         self._finish_until(min(map(_next, terms), default=math.inf), _limit(terms))
         self._private.close_if_unused(IDLE)
         return self._delay()

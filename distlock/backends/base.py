@@ -204,6 +204,9 @@ class Backend:
     ddl_commits: ClassVar[bool] = False
     """Whether a statement, or an error, may end a transaction behind Django's back."""
 
+    batch: ClassVar[int] = 500
+    """How many leases one statement renews."""
+
     contention: ClassVar[frozenset[str | int]] = frozenset({"40001", "40P01", "55P03"})
     """The codes of errors which say that somebody else was there first."""
 

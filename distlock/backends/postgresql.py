@@ -233,6 +233,7 @@ class PostgreSQL(Backend):
     release_keeps_snapshot = True
     guard_blocks_renewal = False
     notifies = True
+    batch = 2_000
 
     def __init__(self) -> None:
         self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
