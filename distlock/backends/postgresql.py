@@ -147,9 +147,10 @@ WITH clock AS MATERIALIZED ({CLOCK}), wanted AS (
         expires_at = clock.now + COALESCE(%(ttl)s, l.ttl) * interval '1 microsecond'
     FROM alive, clock WHERE l.id = alive.id
     RETURNING l.owner, {_us("l.expires_at")} AS expires
-) SELECT l.owner, upd.expires
-FROM wanted JOIN {TABLE} l USING (name, slot, owner) LEFT JOIN upd USING (owner), clock
-WHERE upd.owner IS NOT NULL OR l.expires_at > clock.now"""
+) SELECT owner, expires FROM upd UNION ALL
+SELECT l.owner, NULL FROM {TABLE} l JOIN wanted USING (name, slot, owner), clock
+WHERE l.expires_at > clock.now AND l.owner NOT IN (SELECT owner FROM upd)"""
+# No join with upd: its rows are estimated at one, and thousands would be joined in nested loops.
 
 NOTIFY = (  # see Note [Wanted]
     f"CASE WHEN l.wanted_until > clock.now THEN pg_notify('{TABLE}', l.slot || ' ' || l.name) END"
