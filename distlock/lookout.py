@@ -71,6 +71,8 @@ class Queue:
         self.due = 0.0
         self.delay = FIRST
         self.token = -1
+        self.told = False
+        """Whether a release would be heard of."""
 
     def wake(self) -> None:
         """Let the one who has waited longest try."""
@@ -83,13 +85,14 @@ class Queue:
         return self.due
 
     def learn(self, seen: Seen | None, *, told: bool) -> None:
-        """Take note of what a look has shown. `told`: a release would be heard of."""
+        """Take note of what a look has shown. `told`: somebody listens."""
         left = seen.time_left / 1e6 if seen else 0.0
         if seen is None or seen.token != self.token:
             self.delay = FIRST
         self.token = seen.token if seen else -1
         now = clock()
-        if left > 0 and told and seen and seen.wanted:
+        self.told = bool(left > 0 and told and seen and seen.wanted)
+        if self.told:
             self.due = now + left + LATE
             return
         self.due = now + min(jitter(self.delay), left + LATE if left > 0 else LONGEST)
@@ -163,7 +166,7 @@ class Ears:
         self.private.close_if_unused()
 
     def forget(self) -> None:
-        """Drop the bell in a forked child."""
+        """Drop the bell: in a forked child, or if nobody will use it."""
         for end in (self._bell, self._button):
             end.close()
 
@@ -225,6 +228,10 @@ class Lookout:
     def works(self) -> bool:
         """Whether one can rely on being woken."""
         return self._thread.is_alive and clock() - self._busy_since < STUCK
+
+    def forget(self) -> None:
+        """Drop what it owns in a forked child, or if it was made in vain."""
+        self._ears.forget()
 
     # -- the thread ------------------------------------------------------------------------------
 
@@ -295,13 +302,13 @@ class Lookout:
                 queue.due = 0.0
 
     def _due(self) -> list[Queue]:
-        """Return what to look at. One statement more for all, or none at all."""
+        """Return what to look at: if anything, then all that nobody tells about, in one go."""
         now = clock()
         with self._mutex:
             queues = list(self._queues.values())
         if all(queue.due > now for queue in queues):
             return []
-        return [queue for queue in queues if queue.due <= now or not self._ears.open]
+        return [queue for queue in queues if queue.due <= now or not queue.told]
 
     def _look(self, queues: list[Queue]) -> None:
         one = self._ears.private if self._ears.open else private(self._alias)
@@ -340,6 +347,8 @@ def lookout(alias: str) -> Lookout:
         made = Lookout(alias)
         with _mutex:
             found = _lookouts.setdefault(alias, made)
+        if found is not made:
+            made.forget()
     return found
 
 
@@ -347,7 +356,7 @@ def _forget() -> None:
     global _mutex
     _mutex = threading.Lock()
     for one in _lookouts.values():
-        one._ears.forget()
+        one.forget()
     _lookouts.clear()
 
 

@@ -19,6 +19,8 @@ THROUGH_PGBOUNCER = (
     "test_life.py",
     "test_pgbouncer.py",
     "test_transactions.py",
+    "test_waiting.py",
+    "test_waiting_costs.py",
 )
 NEED_A_SESSION = {
     "repeatable_read": "sets the level of a session, which PgBouncer would hand to somebody else",
