@@ -19,7 +19,7 @@ from distlock.backends import backend_for
 from distlock.connections import private
 from distlock.keeper import keeper
 from distlock.places import place
-from distlock.signals import lock_lost, lock_released
+from distlock.signals import lock_released
 from tests.app.models import Counter
 from tests.support import becomes_free, in_thread, is_free, other_session, row, steal
 
@@ -51,7 +51,11 @@ def test_a_lease_is_collected_while_the_keeper_works() -> None:
 
 @servers
 def test_an_interrupt_does_not_spoil_the_private_connection() -> None:
-    with pytest.raises(KeyboardInterrupt), private("default").use():
+    with pytest.raises(KeyboardInterrupt), private("default").use() as own:
+        if own.vendor == "postgresql":  # a statement is sent, and its answer is not fetched
+            own.connection.pgconn.send_query(b"SELECT 1")
+        else:
+            own.connection.query("SELECT 1")
         raise KeyboardInterrupt
     with transaction.atomic(), lock("x"):
         pass
@@ -119,12 +123,13 @@ def test_a_shorter_ttl_is_kept_by_the_keeper() -> None:
 
 @servers
 def test_renewals_go_on_after_a_rolled_back_release() -> None:
-    lease = lock("x", ttl=1.2).acquire()
+    """At once: the keeper, which passes over what is pinned, would look again too late."""
+    lease = lock("x", ttl=2).acquire()
     with pytest.raises(Boom), transaction.atomic():
         lease.release()
-        time.sleep(0.3)
+        time.sleep(1.5)
         raise Boom
-    time.sleep(1.5)
+    time.sleep(0.8)
     lease.check()
     lease.release()
 
@@ -246,22 +251,6 @@ def test_a_guard_without_renewals_is_checked_again_at_commit() -> None:
         steal("x")
         Counter.objects.create(name="c", value=1)
     assert not Counter.objects.exists()
-
-
-@servers
-def test_a_renewal_under_way_does_not_take_a_release_for_a_loss() -> None:
-    lost: list[str] = []
-    lock_lost.connect(receiver := lambda reason, **kwargs: lost.append(reason))
-    try:
-        end = time.monotonic() + 2
-        while time.monotonic() < end:
-            lease = lock("x", ttl=0.09).acquire()
-            time.sleep(0.028)
-            lease.release()
-        time.sleep(0.1)
-    finally:
-        lock_lost.disconnect(receiver)
-    assert lost == []
 
 
 @servers
