@@ -104,8 +104,10 @@ def test_a_stolen_lock_is_told_by_the_next_renewal() -> None:
     told = threading.Event()
     lock_lost.connect(receiver := lambda **kwargs: told.set())
     try:
-        with pytest.raises(LockLost), lock("x", ttl=0.9) as lease:
+        with pytest.raises(LockLost), lock("x", ttl=60) as lease:
             steal("x")
+            lease._term.next_renewal = 0.0
+            keeper.rounds("default")._thread.wake()
             assert told.wait(2)
             assert lease.lost
             with pytest.raises(LockLost):
@@ -153,6 +155,27 @@ def test_a_row_locked_by_another_transaction_is_unknown() -> None:
             cursor.execute("ROLLBACK")
         time.sleep(1.2)
         lease.check()
+
+
+@servers
+def test_a_row_locked_by_another_transaction_moves_no_trust() -> None:
+    lease = lock("x", ttl=0.9).acquire()
+    with other_session() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1 FROM distlock_distributedlock WHERE name = 'x' FOR UPDATE")
+        assert eventually(lambda: lease.lost, 2)
+        cursor.execute("ROLLBACK")
+    with pytest.raises(LockLost):
+        lease.release()
+
+
+@servers
+def test_a_row_that_is_locked_here_is_not_asked_for() -> None:
+    with renewals_that(lambda real, on, held: real(on, held)) as calls:
+        with transaction.atomic():
+            lock("x", ttl=0.6).acquire().release()
+            time.sleep(0.5)
+        assert calls == []
 
 
 @servers
