@@ -37,8 +37,8 @@ DATABASES = ("sqlite", "postgresql", "mariadb")
 RUN_LIMIT = 600.0
 HEAD = re.compile(r"# (.+?) \[(.+)\](?: \((.+)\))?")
 NO_MUTANT = re.compile(
-    r"NO MUTANT|syntax|SyntaxError|NameError|ImportError|ProgrammingError|no such column"
-    r"|\((?:1064|1054),|arguments"
+    r"NO MUTANT|syntax|SyntaxError|NameError|ImportError|no such column"
+    r"|ProgrammingError(?!: \(2014,)|\((?:1064|1054),|arguments"
 )
 """An error that any test would notice: the text does not fit, and proves nothing."""
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+?::.*?)(?: - (.*))?$", re.MULTILINE)

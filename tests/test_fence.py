@@ -187,7 +187,10 @@ def test_turning_autocommit_on_is_a_commit_and_refused_like_one() -> None:
 
 
 @servers
-def test_an_interrupted_rollback_commits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["rollback", "_rollback"])
+def test_an_interrupted_rollback_commits_nothing(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     """Django goes on to set_autocommit(True), which commits on MariaDB."""
     wrapper = type(connections["default"])
 
@@ -197,7 +200,7 @@ def test_an_interrupted_rollback_commits_nothing(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(KeyboardInterrupt), transaction.atomic():
         with lock("x", ttl=60):
             Counter.objects.create(name="c", value=1)
-        monkeypatch.setattr(wrapper, "_rollback", interrupted)
+        monkeypatch.setattr(wrapper, method, interrupted)
         raise Boom
     monkeypatch.undo()
     assert becomes_free("x", 2)
