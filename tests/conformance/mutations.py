@@ -17,7 +17,7 @@ from tests.mutants import Mutant, read, run
 FOLDER = Path(__file__).parent / "mutants"
 FILES = {
     "sqlite": ["sqlite", "base"],
-    "postgresql": ["postgresql", "generic", "base"],
+    "postgresql": ["postgresql", "plans", "generic", "base"],
     "mariadb": ["mysql", "generic"],
 }
 
