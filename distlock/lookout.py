@@ -23,7 +23,7 @@ import threading
 from contextlib import suppress
 from typing import Protocol
 
-from django.db import DatabaseError, Error, InterfaceError
+from django.db import Error, InterfaceError
 
 from .backends import backend_for
 from .backends.base import Seen
@@ -315,7 +315,7 @@ class Lookout:
         try:
             with one.use() as connection:
                 seen = backend_for(connection).look(connection, [queue.key for queue in queues])
-        except DatabaseError as error:
+        except Error as error:
             logger.info("lock_look_failed alias=%r: %s", self._alias, error)
             with self._mutex:
                 for queue in queues:
