@@ -51,6 +51,10 @@ IDLE = 10.0
 """Seconds after which a connection that listens for nobody is closed."""
 STUCK = LIMIT + 1.0
 """Seconds without a sign of life after which nobody relies on the lookout any more."""
+PATIENCE = 1.0
+"""Seconds after which a turn that nobody has taken goes to the next in line."""
+UNUSED = 60.0
+"""Seconds after which the connection that looks is closed, if nobody else uses it either."""
 BATCH = 500
 """Names in one statement."""
 
@@ -73,14 +77,25 @@ class Queue:
         self.token = -1
         self.told = False
         """Whether a release would be heard of."""
+        self.called = math.inf
+        """Since when it is somebody's turn who has not tried yet."""
 
     def wake(self) -> None:
-        """Let the one who has waited longest try."""
-        if self.waiters:
-            self.waiters[0].wake()
+        """Let the one who has waited longest try: not who was called long ago, and did nothing.
+
+        An interrupt may have come as it was about to leave the line, or its connection hangs.
+        """
+        if not self.waiters:
+            return
+        if clock() - self.called > PATIENCE:
+            self.called = math.inf
+            self.waiters.append(self.waiters.pop(0))
+        self.called = min(self.called, clock())
+        self.waiters[0].wake()
 
     def look_soon(self) -> float:
         """Look at the row again, later each time that nothing has changed; return when."""
+        self.called = math.inf
         self.due = min(self.due, clock() + max(SETTLE, self.delay))
         return self.due
 
@@ -130,8 +145,11 @@ class Ears:
         with selectors.DefaultSelector() as selector:
             selector.register(self._bell, selectors.EVENT_READ)
             wire = self.private.wire if self.open else None
-            if wire is not None and wire.fileno() >= 0:
-                selector.register(wire, selectors.EVENT_READ)
+            try:
+                if wire is not None:
+                    selector.register(wire, selectors.EVENT_READ)
+            except (OSError, ValueError):  # it was closed just now
+                return
             selector.select(timeout)
 
     @property
@@ -179,11 +197,13 @@ class Lookout:
         self._mutex = threading.Lock()
         self._queues: dict[Name, Queue] = {}
         self._ears = Ears(alias)
-        self._notifies = self._ears.private.backend.notifies
+        self._private = private(alias)
+        self._notifies = self._private.backend.notifies
         self._listen_at = 0.0
         self._deaf = False
         self._unused_since = 0.0
         self._busy_since = math.inf
+        self._fails_since = math.inf
         self._planned = 0.0
         self._thread = Background(
             f"distlock-lookout-{alias}", self._step, self._ears.close, self._ears
@@ -204,11 +224,18 @@ class Lookout:
             self._ears.set()
 
     def leave(self, key: Name, waiter: Waiter, *, granted: bool) -> None:
-        """Stand in line no more. Unless `granted`, it is the next one's turn."""
+        """Stand in line no more. Unless `granted`, it is the next one's turn.
+
+        Harmless if an exception came before one stood there.
+        """
         with self._mutex:
-            queue = self._queues[key]
+            queue = self._queues.get(key)
+            if queue is None or waiter not in queue.waiters:
+                return
             was_first = queue.waiters[0] is waiter
             queue.waiters.remove(waiter)
+            if was_first:
+                queue.called = math.inf
             if not queue.waiters:
                 del self._queues[key]
             elif was_first and not granted:
@@ -244,20 +271,25 @@ class Lookout:
                 self._look(due[start : start + BATCH])
             self._hear()  # last: what came with the answer to a statement does not wake a sleeper
             return self._delay()
+        except BaseException:
+            self._wake_all()  # who tries by itself learns more
+            raise
         finally:
             self._busy_since = math.inf
 
     def _listen(self) -> None:
-        """Open the connection that listens, if somebody waits, or close it."""
-        if not self._notifies:
-            return
+        """Open the connection that listens, if somebody waits, or close what is of no use."""
         now = clock()
+        if self._ears.open and self._ears.private.wire is None:
+            self._stop_listening("it was closed")
         if self._queues:
             self._unused_since = now
-            if not self._ears.open and now >= self._listen_at:
+            if self._notifies and not self._ears.open and now >= self._listen_at:
                 self._try_to_listen()
-        elif self._ears.open and now - self._unused_since >= IDLE:
+            return
+        if self._ears.open and now - self._unused_since >= IDLE:
             self._ears.close()
+        self._private.close_if_unused(UNUSED)
 
     def _try_to_listen(self) -> None:
         self._listen_at = clock() + jitter(DEAF)
@@ -284,16 +316,25 @@ class Lookout:
         try:
             heard = self._ears.heard()
         except Exception as error:  # the driver's own, too: the connection is gone
-            logger.info("lock_listener_lost alias=%r: %s", self._alias, error)
-            self._ears.close()
-            self._listen_at = clock()
-            self._look_at_all()
+            self._stop_listening(error)
             return
         with self._mutex:
             for key in heard:
                 if queue := self._queues.get(key):
                     queue.delay = FIRST
+                    queue.due = min(queue.due, clock() + PATIENCE)
                     queue.wake()
+
+    def _stop_listening(self, reason: object) -> None:
+        logger.info("lock_listener_lost alias=%r: %s", self._alias, reason)
+        self._ears.close()
+        self._listen_at = clock()
+        self._look_at_all()
+
+    def _wake_all(self) -> None:
+        with self._mutex:
+            for queue in self._queues.values():
+                queue.wake()
 
     def _look_at_all(self) -> None:
         """What was said while nobody listened is lost: look at every name now."""
@@ -311,17 +352,20 @@ class Lookout:
         return [queue for queue in queues if queue.due <= now or not queue.told]
 
     def _look(self, queues: list[Queue]) -> None:
-        one = self._ears.private if self._ears.open else private(self._alias)
+        one = self._ears.private if self._ears.open else self._private
         try:
             with one.use() as connection:
                 seen = backend_for(connection).look(connection, [queue.key for queue in queues])
         except Error as error:
             logger.info("lock_look_failed alias=%r: %s", self._alias, error)
+            self._fails_since = min(self._fails_since, clock())
             with self._mutex:
                 for queue in queues:
                     queue.due = clock() + jitter(LONGEST)
-                    queue.wake()  # who tries by itself learns more
+            if clock() - self._fails_since > STUCK:  # longer than a server takes to restart
+                self._wake_all()  # who tries by itself learns more
             return
+        self._fails_since = math.inf
         with self._mutex:
             for queue in queues:
                 queue.learn(seen.get(queue.key), told=self._ears.open)

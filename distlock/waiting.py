@@ -48,8 +48,8 @@ def wait_for(
         return _poll(attempt, deadline)
     sleeper = Sleeper()
     granted = False
-    line.lookout.join(line.key, sleeper)
     try:
+        line.lookout.join(line.key, sleeper)
         while sleeper.sleep(line.lookout, deadline):
             result = attempt(deadline.passed)
             if result is not None:

@@ -18,12 +18,13 @@ from tests.support import eventually, in_thread, other_session, sessions
 from tests.waiters import (
     LIMIT,
     Waiter,
+    ended,
     held,
     last_words,
     line_up,
     listens,
     own_sessions,
-    script,
+    running,
     settle,
     statements,
 )
@@ -148,17 +149,12 @@ except TimeoutError:
 def test_a_process_that_does_nothing_but_wait_has_no_more_either(listening: Any) -> None:
     with held("x"):
         before = sessions()
-        process = script(FIRST_ACT)
-        try:
+        with running(FIRST_ACT) as process:
             most = 0
             while process.poll() is None:
                 most = max(most, len(sessions() - before))
                 time.sleep(0.05)
-            said, complaints = process.communicate(timeout=LIMIT)
-        finally:
-            process.kill()
-            process.wait(10)
-    assert said == "busy\n", complaints
+            assert ended(process) == "busy\n"
     assert most == 1 + 1, "its own, and one that listens or polls"
 
 

@@ -101,7 +101,9 @@ def settle(*names: str) -> None:
 
 def listens() -> bool:
     """Whether the lookout has begun to listen, or need not."""
-    ears = lookout("default")._ears
+    one = lookout("default")
+    ears, one._listen_at = one._ears, 0.0
+    one._thread.wake()
     return eventually(lambda: ears.open) if backend_for(connection).notifies else True
 
 
@@ -183,12 +185,13 @@ def kill_own_sessions() -> int:
     return len(pids)
 
 
-def script(
-    code: str, *arguments: object, environ: dict[str, str] | None = None, **more: Any
-) -> subprocess.Popen[str]:
-    """Start a process that runs some code on the database under test."""
+@contextmanager
+def running(
+    code: str, *arguments: object, environ: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs some code on the database under test; it is killed at the end."""
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    return subprocess.Popen(
+    with subprocess.Popen(
         command,
         cwd=ROOT,
         env=environment() | (environ or {}),
@@ -196,17 +199,21 @@ def script(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.PIPE,
-        **more,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def output_of(code: str, *arguments: object, limit: float = 60, **more: Any) -> str:
-    """Run some code in a process of its own; return what it printed. It must end well."""
-    process = script(code, *arguments, **more)
-    try:
-        said, complaints = process.communicate(timeout=limit)
-    finally:
-        process.kill()
-        process.wait(10)
+def ended(process: subprocess.Popen[str], say: str | None = None, limit: float = 60) -> str:
+    """Wait for the end of a process, which must be a good one; return what it printed."""
+    said, complaints = process.communicate(say, timeout=limit)
     assert process.returncode == 0, complaints[-3000:]
     return said
+
+
+def output_of(code: str, *arguments: object, environ: dict[str, str] | None = None) -> str:
+    """Run some code in a process of its own; return what it printed."""
+    with running(code, *arguments, environ=environ) as process:
+        return ended(process)
