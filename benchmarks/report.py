@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from .contenders import CONTENDERS, REFERENCES
 from .figures import ratio
 from .targets import TARGETS, Results
+from .workloads.contended import CROWDS
 
 BEGIN = "<!-- measured: made by benchmarks, not by hand -->"
 END = "<!-- /measured -->"
@@ -43,7 +44,7 @@ def _share(value: float) -> str:
     return f"{value * 100:.2f}"
 
 
-def _hand_over(size: int) -> list[Column]:
+def _hand_over(size: str) -> list[Column]:
     return [
         Column("gap p50 ms", f"p50@{size}", _ms),
         Column("gap p99 ms", f"p99@{size}", _ms),
@@ -79,8 +80,12 @@ SECTIONS: list[tuple[str, str, list[Column]]] = [
         ],
     ),
     *[
-        ("hand-over", f"Hand-over, {size} workers, 2 ms held", _hand_over(size))
-        for size in (2, 8, 32)
+        (
+            "hand-over",
+            f"Hand-over, {size} workers in {processes} processes, 2 ms held",
+            _hand_over(crowd),
+        )
+        for crowd, (size, processes) in CROWDS.items()
     ],
     (
         "waiting",

@@ -12,29 +12,34 @@ from ..processes import Process, crew, sleep_until
 from .base import Bench, Table
 
 HOLD = 0.002
-WAITERS = (2, 8, 32)
 PROCESSES = 4
+WAITERS = 32
+CROWDS = {"2": (2, 2), "8": (8, 4), "32": (32, 4), "8 apart": (8, 8)}
+"""Workers, and the processes that they are threads of."""
 WARM_UP = 0.5
 _run = itertools.count()
 
 
 def hand_over(bench: Bench) -> Table:
-    """Workers in up to four processes take one name again and again, and hold it for 2 ms."""
+    """Workers in several processes take one name again and again, and hold it for 2 ms."""
     contenders = [each for each in bench.chosen() if each.contended]
     table: Table = {}
-    for size in WAITERS:
+    for crowd, (size, processes) in CROWDS.items():
         found = bench.rounds(
             contenders,
             bench.either(1, 2),
-            lambda contender, _, size=size: _hand_over(bench, contender, size),
+            lambda contender, _, size=size, processes=processes: _hand_over(
+                bench, contender, size, processes
+            ),
         )
         for key, figures in found.items():
-            table.setdefault(key, {}).update({f"{k}@{size}": v for k, v in figures.items()})
+            table.setdefault(key, {}).update({f"{k}@{crowd}": v for k, v in figures.items()})
     return table
 
 
-def _hand_over(bench: Bench, contender: type[Contender], size: int) -> Mapping[str, float | None]:
-    processes = min(PROCESSES, size)
+def _hand_over(
+    bench: Bench, contender: type[Contender], size: int, processes: int
+) -> Mapping[str, float | None]:
     threads = size // processes
     seconds = bench.either(1.5, 3.0)
     stand = bench.stand(contender)
@@ -85,7 +90,7 @@ def _waiting(bench: Bench, contender: type[Contender]) -> Mapping[str, float | N
     stand.wait_empty()
     with Process(contender.key, stand.url, "hold", name=name) as holder:
         holder.wait_ready()
-        threads = max(WAITERS) // PROCESSES
+        threads = WAITERS // PROCESSES
         with crew(
             PROCESSES, contender.key, stand.url, "wait", name=name, threads=threads
         ) as waiters:

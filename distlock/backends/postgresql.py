@@ -1,8 +1,7 @@
 """PostgreSQL: every verb is one statement, and the clock is `clock_timestamp()`.
 
-A grant is planned twice as fast where it need not know how to insert, so the first try only updates
-the row, which is there for all but new names. What finds none goes the whole way. A session that is
-used often plans neither that nor the release every time; see `plans.py`.
+To plan a grant takes longer than to execute it, so a session that is used often has that done once;
+see `plans.py`.
 
 `now()` is the start of the transaction: an expiry computed with it in a long transaction has
 already passed. Statements that change a row's owner follow Note [FOR UPDATE] in `base.py`.
@@ -71,29 +70,26 @@ ALIVE = "l.owner = %(owner)s AND l.expires_at > clock.now"  # see Note [A grant 
 OURS = f"{ROW} AND (l.owner = %(owner)s OR (l.owner = '' AND l.fencing_token = %(token)s))"
 
 
-def _regrant(clock: str) -> str:
-    return f"""
-UPDATE {TABLE} l SET owner = %(owner)s,
-    fencing_token = CASE WHEN free.alive THEN l.fencing_token
-        ELSE GREATEST(l.fencing_token + 1, {_us("free.now")}) END,
-    acquired_at = free.now,
-    expires_at = free.now + %(first)s * interval '1 microsecond', ttl = %(ttl)s,
-    host = %(host)s, pid = %(pid)s, thread = %(thread)s, note = %(note)s,
-    acquisitions = l.acquisitions + 1,
-    losses = l.losses + CASE WHEN l.owner IN ('', %(owner)s) THEN 0 ELSE 1 END,
-    total_wait = l.total_wait + %(waited)s,
-    longest_wait = GREATEST(l.longest_wait, %(waited)s)
-FROM (
-    SELECT l.id, clock.now, {ALIVE} AS alive FROM {TABLE} l, {clock} clock
-    WHERE {ROW} AND (l.expires_at <= clock.now OR {NOBODYS} OR l.owner = %(owner)s)
-    FOR UPDATE OF l SKIP LOCKED
-) AS free WHERE l.id = free.id
-RETURNING l.fencing_token, {_us("l.acquired_at")}, {_us("l.expires_at")}"""
-
-
 def _grant(clock: str) -> str:
     return f"""
-WITH clock AS MATERIALIZED ({clock}), upd AS ({_regrant("")}), ins AS (
+WITH clock AS MATERIALIZED ({clock}), free AS (
+    SELECT l.id, {ALIVE} AS alive FROM {TABLE} l, clock
+    WHERE {ROW} AND (l.expires_at <= clock.now OR {NOBODYS} OR l.owner = %(owner)s)
+    FOR UPDATE OF l SKIP LOCKED
+), upd AS (
+    UPDATE {TABLE} l SET owner = %(owner)s,
+        fencing_token = CASE WHEN free.alive THEN l.fencing_token
+            ELSE GREATEST(l.fencing_token + 1, {_us("clock.now")}) END,
+        acquired_at = clock.now,
+        expires_at = clock.now + %(first)s * interval '1 microsecond', ttl = %(ttl)s,
+        host = %(host)s, pid = %(pid)s, thread = %(thread)s, note = %(note)s,
+        acquisitions = l.acquisitions + 1,
+        losses = l.losses + CASE WHEN l.owner IN ('', %(owner)s) THEN 0 ELSE 1 END,
+        total_wait = l.total_wait + %(waited)s,
+        longest_wait = GREATEST(l.longest_wait, %(waited)s)
+    FROM free, clock WHERE l.id = free.id
+    RETURNING l.fencing_token, {_us("l.acquired_at")}, {_us("l.expires_at")}
+), ins AS (
     INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
         host, pid, thread, note, acquisitions, losses,
         total_hold, longest_hold, total_wait, longest_wait)
@@ -125,10 +121,6 @@ TYPES = {
     **dict.fromkeys(("pid", "token", "ttl", "first", "waited", "min_hold"), "bigint"),
     "slot": "integer",
 }
-REGRANT, REGRANT_ASYNC = (
-    Statement(f"distlock_{name}", f"{_regrant(f'({clock})')}, {IDENTITY}", TYPES)
-    for name, clock in (("regrant", CLOCK), ("regrant_async", CLOCK_ASYNC))
-)
 GRANT, GRANT_ASYNC = (
     Statement(f"distlock_{name}", _grant(clock), TYPES)
     for name, clock in (("grant", CLOCK), ("grant_async", CLOCK_ASYNC))
@@ -242,15 +234,9 @@ class PostgreSQL(Backend):
         self._messages: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
-        parameters = claim.parameters(waited)
+        grant = GRANT if claim.durable else GRANT_ASYNC
         with connection.cursor() as cursor:
-            if waited == 0:
-                regrant = REGRANT if claim.durable else REGRANT_ASYNC
-                self._plans.run(connection, cursor, regrant, parameters)
-                if row := cursor.fetchone():
-                    return Grant(*row)
-            grant = GRANT if claim.durable else GRANT_ASYNC
-            self._plans.run(connection, cursor, grant, parameters)
+            self._plans.run(connection, cursor, grant, claim.parameters(waited))
             row = cursor.fetchone()
         return Grant(*row) if row else None
 
