@@ -19,7 +19,6 @@ from django.db import OperationalError, connection, connections
 from distlock import LockBusy, lock
 from distlock.backends import backend_for
 from distlock.backends.base import Claim
-from distlock.connections import private
 from distlock.lookout import Ears, Lookout, lookout
 from tests.support import eventually, in_thread, other_session
 from tests.test_keeper import run_script
