@@ -33,6 +33,8 @@ logger = logging.getLogger("distlock")
 
 Done = Callable[[Unlock], None]
 
+SMALLEST = 100
+"""Leases in one renewal, at least: fewer after one that had no answer."""
 AGAIN = 0.05
 """Seconds between two looks at a row that a broken transaction still pins."""
 IDLE = 60.0
@@ -87,6 +89,7 @@ class Rounds:
         self._terms: set[Term] = set()
         self._broken: dict[Term, Done] = {}
         self._planned = 0.0
+        self._batch = self._private.backend.batch
         self._thread = Background(
             f"distlock-keeper-{alias}", self._step, self._private.close_if_unused
         )
@@ -128,9 +131,11 @@ class Rounds:
         terms = self._kept()
         self._private.patience = min([LIMIT, *map(_patience, terms)])
         due = self._due(terms)
-        batch = self._private.backend.batch
-        for start in range(0, len(due), batch):
-            self._renew(due[start : start + batch], _limit(terms))
+        while due and self._renew(due[: self._batch], _limit(terms)):
+            due = due[self._batch :]
+            self._batch = min(self._private.backend.batch, self._batch * 2)
+        if due:  # the rest is due at once, but first see who is lost meanwhile
+            self._batch = max(SMALLEST, self._batch // 2)
         self._finish_until(min(map(_next, terms), default=math.inf), _limit(terms))
         self._private.close_if_unused(IDLE)
         return self._delay()
@@ -149,7 +154,8 @@ class Rounds:
         soon = [term for term in wanted if now >= term.next_renewal - term.ttl / 10]
         return sorted(soon, key=lambda term: term.trusted_until)
 
-    def _renew(self, terms: list[Term], limit: float) -> None:
+    def _renew(self, terms: list[Term], limit: float) -> bool:
+        """Renew them in one go; return `False` if there was no answer."""
         requested = clock()
         try:
             with self._private.use(limit, keeper=True) as connection:
@@ -159,7 +165,7 @@ class Rounds:
             logger.warning("lock_renewal_failed alias=%r leases=%d: %s", alias, len(terms), error)
             for term in terms:
                 term.unknown()
-            return
+            return False
         for term in terms:
             if term.owner not in renewed:
                 if term.state is State.HELD and not term.pins:  # else it is being released
@@ -168,6 +174,7 @@ class Rounds:
                 term.unknown()
             else:
                 term.confirm(requested, expires)
+        return True
 
     def _finish_until(self, due: float, limit: float) -> None:
         """Try once to free each row, until a renewal is due or one try has had no answer.

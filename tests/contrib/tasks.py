@@ -40,6 +40,14 @@ def renamed() -> list[str]:
     return list(DistributedLock.objects.exclude(owner="").values_list("name", flat=True))
 
 
+@shared_task
+@single_instance("renewed", ttl=1)
+def renewed(seconds: float) -> str:
+    work(seconds)
+    holder = lock("renewed").holder()
+    return "lost" if holder is None else "still held"
+
+
 @shared_task(max_retries=0)
 @single_instance("retrying", on_busy="retry")
 def retrying(seconds: float = 0) -> str:
