@@ -95,10 +95,14 @@ class Acquisition:
             if adopted:
                 return Lease(adopted, self._context)
         if not where.own and can_keep(self._alias):
-            self._line = waiting.Line(lookout(self._alias), (self._claim.name, self._claim.slot))
+            key = (self._claim.name, self._claim.slot)
+            self._line = waiting.Line(lookout(self._alias), key, self._ticket)
             if self._lock.fair and self._deadline.left > 0:
                 self._turn = Turn(where, self._claim)
         return None
+
+    def _ticket(self) -> int | None:
+        return self._turn.ticket if self._turn else None
 
     def _try_and_wait(self) -> Granted | None:
         granted = self._try_first()

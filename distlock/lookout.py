@@ -21,6 +21,7 @@ import selectors
 import socket
 import threading
 from contextlib import suppress
+from operator import itemgetter
 from typing import Protocol
 
 from django.db import Error, InterfaceError
@@ -65,6 +66,9 @@ class Waiter(Protocol):
     def wake(self) -> None:
         """Say that it is time to try. May be called from any thread, and more than once."""
 
+    def ticket(self) -> int | None:
+        """Return its number in a queue that other processes have a part in."""
+
 
 class Queue:
     """Those of this process who wait for one name, in the order they came."""
@@ -93,9 +97,24 @@ class Queue:
         self.called = min(self.called, clock())
         self.waiters[0].wake()
 
+    def arrange(self) -> None:
+        """Let those who have tickets stand in their order: another thread may have been faster."""
+        tickets = [waiter.ticket() for waiter in self.waiters]  # once: they may change meanwhile
+        holders = zip(tickets, self.waiters, strict=True)
+        numbered = [(ticket, waiter) for ticket, waiter in holders if ticket is not None]
+        in_order = iter(sorted(numbered, key=itemgetter(0)))
+        self.waiters[:] = [
+            waiter if ticket is None else next(in_order)[1]
+            for ticket, waiter in zip(tickets, self.waiters, strict=True)
+        ]
+
     def look_soon(self) -> float:
         """Look at the row again, later each time that nothing has changed; return when."""
         self.called = math.inf
+        head = self.waiters[0]
+        self.arrange()
+        if self.waiters[0] is not head:
+            self.wake()
         self.due = min(self.due, clock() + max(SETTLE, self.delay))
         return self.due
 
@@ -218,6 +237,7 @@ class Lookout:
         with self._mutex:
             queue = self._queues.setdefault(key, Queue(key))
             queue.waiters.append(waiter)
+            queue.arrange()
             is_new = len(queue.waiters) == 1
         if is_new:
             self._thread.ensure_started()
@@ -265,11 +285,13 @@ class Lookout:
     def _step(self) -> float:
         self._busy_since = clock()
         try:
+            self._hear()
             self._listen()
             due = self._due()
             for start in range(0, len(due), BATCH):
                 self._look(due[start : start + BATCH])
-            self._hear()  # last: what came with the answer to a statement does not wake a sleeper
+            if due:
+                self._hear()  # what came with the answer to a statement wakes no sleeper
             return self._delay()
         except BaseException:
             self._wake_all()  # who tries by itself learns more

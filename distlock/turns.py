@@ -23,12 +23,12 @@ from .places import Place
 
 T = TypeVar("T")
 
-PATIENCE = 0.5
+PATIENCE = 1.0
 """Seconds that whoever is first may take to notice that the lock is free."""
 SPACING = 0.05
 """Seconds more for each who stands before: so that those who pass by keep their order."""
 INTERRUPTED = 1.0
-"""Seconds between two looks after which the lock must have been held in between."""
+"""Seconds between two tries after which the lock must have been held in between."""
 
 
 class Turn:
@@ -37,13 +37,15 @@ class Turn:
     def __init__(self, where: Place, claim: Claim) -> None:
         self._where = where
         self._of = (claim.name, claim.slot, claim.owner)
-        self._has_ticket = False
+        self.ticket: int | None = None
+        """Its number in the queue. Lower ones come before."""
+        self._has_drawn = False
         self._ahead: list[int] = []
         self._since = self._looked = clock()
 
     def has_come(self) -> bool:
         """Whether to try now. Whoever is not first stands in line from then on."""
-        ahead, self._has_ticket = self._run(tickets.ahead)
+        ahead, self.ticket = self._run(tickets.ahead)
         now = clock()
         if ahead != self._ahead or now - self._looked > INTERRUPTED:
             self._ahead, self._since = ahead, now
@@ -55,9 +57,10 @@ class Turn:
 
     def stand_in_line(self) -> None:
         """Draw a ticket, unless there is one."""
-        if not self._has_ticket:
-            self._has_ticket = True
+        if self.ticket is None:
+            self._has_drawn = True
             self._run(tickets.draw)
+            _, self.ticket = self._run(tickets.ahead)
 
     def taken(self) -> None:
         """Note that the lock was granted: the tickets of those who were passed by go, too."""
@@ -69,15 +72,15 @@ class Turn:
 
     def leave(self) -> None:
         """Give the ticket back. If that fails, those behind pass it by."""
-        if self._has_ticket:
-            self._has_ticket = False
+        if self._has_drawn:
+            self._has_drawn, self.ticket = False, None
             with suppress(DatabaseError):
                 self._run(tickets.tear)
 
     def abandon(self) -> None:
         """Give the ticket back from where nobody can wait for the database."""
-        if self._has_ticket:
-            self._has_ticket = False
+        if self._has_drawn:
+            self._has_drawn, self.ticket = False, None
             alias = self._where.connection.alias
             soon(lambda: on_private(alias, lambda connection: tickets.tear(connection, *self._of)))
 

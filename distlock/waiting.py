@@ -33,6 +33,8 @@ class Line:
 
     lookout: Lookout
     key: Name
+    ticket: Callable[[], int | None]
+    """Whose turn it is, where that is settled between processes."""
 
     @property
     def is_empty(self) -> bool:
@@ -46,7 +48,7 @@ def wait_for(
     """Return what `attempt(waited)` gives as soon as that is not `None`, until the deadline."""
     if line is None:
         return _poll(attempt, deadline)
-    sleeper = Sleeper()
+    sleeper = Sleeper(line.ticket)
     granted = False
     try:
         line.lookout.join(line.key, sleeper)
@@ -67,7 +69,7 @@ async def await_for(
     """Do what `wait_for` does in a task, which occupies no thread while it sleeps."""
     if line is None:
         return await _apoll(attempt, deadline)
-    sleeper = TaskSleeper()
+    sleeper = TaskSleeper(line.ticket)
     granted = False
     line.lookout.join(line.key, sleeper)
     try:
@@ -85,7 +87,8 @@ async def await_for(
 class Sleeper:
     """A thread that stands in line."""
 
-    def __init__(self) -> None:
+    def __init__(self, ticket: Callable[[], int | None]) -> None:
+        self.ticket = ticket
         self._bell = threading.Event()
 
     def wake(self) -> None:
@@ -104,7 +107,8 @@ class Sleeper:
 class TaskSleeper:
     """A task that stands in line."""
 
-    def __init__(self) -> None:
+    def __init__(self, ticket: Callable[[], int | None]) -> None:
+        self.ticket = ticket
         self._loop = asyncio.get_running_loop()
         self._bell = asyncio.Event()
         self._woken = False

@@ -268,3 +268,28 @@ def test_old_tickets_are_purged() -> None:
 def test_fair_is_a_flag() -> None:
     with pytest.raises(TypeError, match="fair"):
         lock("x", fair="yes")  # type: ignore[arg-type]
+
+
+def test_threads_that_draw_at_the_same_time_are_served_by_their_tickets() -> None:
+    """Whoever is first in this process may have a later ticket than the next one."""
+    served: list[str] = []
+
+    def work(name: str) -> None:
+        try:
+            with lock("x", fair=True, wait=30):
+                served.append(name)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=work, args=(str(n),)) for n in range(24)]
+    with lock("x"):
+        for thread in threads:
+            thread.start()
+        assert in_line(len(threads))
+        time.sleep(0.5)
+        start = time.monotonic()
+    for thread in threads:
+        thread.join(30)
+    assert len(served) == len(threads)
+    assert time.monotonic() - start < len(threads) * PATIENCE / 2
+    assert tickets() == 0

@@ -27,8 +27,8 @@ def draw(connection: BaseDatabaseWrapper, name: str, slot: int, owner: str) -> N
 
 def ahead(
     connection: BaseDatabaseWrapper, name: str, slot: int, owner: str
-) -> tuple[list[int], bool]:
-    """Return the tickets before that of `owner`, and whether it has one; without: all tickets."""
+) -> tuple[list[int], int | None]:
+    """Return the tickets before that of `owner`, and its own; if it has none, all tickets."""
     before: list[int] = []
     with connection.cursor() as cursor:
         cursor.execute(
@@ -37,9 +37,9 @@ def ahead(
         )
         for ticket, of in cursor.fetchall():
             if of == owner:
-                return before, True
+                return before, ticket
             before.append(ticket)
-    return before, False
+    return before, None
 
 
 def tear(connection: BaseDatabaseWrapper, name: str, slot: int, owner: str) -> None:
