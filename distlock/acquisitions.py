@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import Error, InterfaceError, OperationalError
+from django.utils.asyncio import async_unsafe
 
 from . import contexts, signals, waiting
 from .backends.base import Claim, Grant
@@ -48,6 +49,9 @@ class Acquisition:
         self._line: waiting.Line | None = None
         self._turn: Turn | None = None
 
+    @async_unsafe(
+        "A coroutine must await aacquire(), or use `async with`: this would block the event loop."
+    )
     def run(self) -> Lease | None:
         """Return a lease, or `None` if the lock is busy at the deadline. Sleeps in this thread."""
         return self._nested() or self._adopted() or self._lease(self._try_and_wait)
@@ -64,13 +68,20 @@ class Acquisition:
             lease = await self._errand(lambda: self._adopted() or self._lease(self._try_first))
             if lease is None and self._deadline.left > 0:
                 lease = await waiting.await_for(self._try_in_thread, self._deadline, self._line)
+            if lease is None and self._turn:
+                await Errand(self._turn.leave).run()
         finally:
             if self._turn:
                 self._turn.abandon()
         return lease
 
     async def _try_in_thread(self, waited: float) -> Lease | None:
-        return await self._errand(lambda: self._lease(lambda: self._try(waited)))
+        def attempt() -> Granted | None:
+            # Anew: a task that outlives its request goes on in another thread.
+            self._where = place(self._alias, to_acquire=True)
+            return self._try(waited)
+
+        return await self._errand(lambda: self._lease(attempt))
 
     async def _errand(self, function: Callable[[], Lease | None]) -> Lease | None:
         return await Errand(function, unwanted=_give_back).run()
@@ -80,10 +91,10 @@ class Acquisition:
     def _lease(self, granted_by: Callable[[], Granted | None]) -> Lease | None:
         try:
             granted = granted_by()
+            return None if granted is None else self._begin(*granted)
         except BaseException as error:
             self._break_off(error)
             raise
-        return None if granted is None else self._begin(*granted)
 
     def _adopted(self) -> Lease | None:
         """Find where statements run; return what the caller's transaction still holds there."""
@@ -98,11 +109,15 @@ class Acquisition:
             key = (self._claim.name, self._claim.slot)
             self._line = waiting.Line(lookout(self._alias), key, self._ticket)
             if self._lock.fair and self._deadline.left > 0:
-                self._turn = Turn(where, self._claim)
+                self._turn = Turn(self._place, self._claim)
         return None
 
     def _ticket(self) -> int | None:
-        return self._turn.ticket if self._turn else None
+        return self._turn.number if self._turn else None
+
+    def _place(self) -> Place:
+        assert self._where is not None
+        return self._where
 
     def _try_and_wait(self) -> Granted | None:
         granted = self._try_first()
@@ -121,26 +136,28 @@ class Acquisition:
         return None
 
     def _try(self, waited: float) -> Granted | None:
-        where, turn = self._where, self._turn
-        assert where is not None
-        if turn and not turn.has_come():
+        where, turn = self._place(), self._turn
+        if turn and self._deadline.left > 0 and not turn.has_come():
             return None
         self._requested = clock()
         grant = where.grant(self._claim, waited)
-        if turn and grant is None:
+        if turn and grant is not None:
+            turn.leave()
+        elif turn and self._deadline.left > 0:
             turn.stand_in_line()
-        elif turn:
-            turn.taken()
         return None if grant is None else (grant, waited)
 
     def _begin(self, grant: Grant, waited: float) -> Lease:
-        where, term = self._where, self._term(grant)
-        assert where is not None
+        where, term = self._place(), self._term(grant)
         lease = Lease(term, self._context)
-        if where.transaction is not None:
-            where.transaction.take(term, own=where.own)
-        if not where.own and can_keep(term.alias):
-            keeper.keep(term)
+        try:
+            if where.transaction is not None:
+                where.transaction.take(term, own=where.own)
+            if not where.own and can_keep(term.alias):
+                keeper.keep(term, may_free=where.transaction is None)
+        except BaseException:
+            lease.abandon()
+            raise
         signals.lock_acquired.send_robust(sender=type(self._lock), lease=lease, waited=waited)
         return lease
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any
 
+from asgiref.sync import iscoroutinefunction
+
 from .exceptions import LockBusy
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def wrap(lock: Lock, function: Any) -> Any:
             "Use a with block inside it."
         )
     key = Key(lock.name, function)
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+    if iscoroutinefunction(function) or iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004
     ):
         lock.refuse_atomic("a decorated coroutine function")

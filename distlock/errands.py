@@ -23,7 +23,8 @@ class Errand(Generic[T]):
 
     unwanted: called with a result that comes for a task that was cancelled. Such a function is not
         begun any more once the task is.
-    instead: called if the function, which must run all the same, can never begin.
+    instead: called if the function, which must run all the same, can never begin, or has not
+        begun after `patience` seconds. It may still begin later.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class Errand(Generic[T]):
         *,
         unwanted: Callable[[T], None] | None = None,
         instead: Callable[[], None] | None = None,
+        patience: float | None = None,
     ) -> None:
         self._function = function
         self._unwanted = unwanted
         self._instead = instead
+        self._patience = patience
         self._mutex = threading.Lock()
         self._begun = self._cancelled = False
         self._results: list[T] = []
@@ -43,12 +46,21 @@ class Errand(Generic[T]):
     async def run(self) -> T:
         """Return what the function returns. Cancelled, it ends at once."""
         errand = asyncio.ensure_future(sync_to_async(self._run)())
+        timer = None
+        if self._patience is not None:
+            timer = asyncio.get_running_loop().call_later(self._patience, self._unless_begun)
         try:
             return (await asyncio.shield(errand))[0]
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self._cancel()
             errand.add_done_callback(self._has_ended)
             raise
+        except BaseException:
+            self._unless_begun()  # the thread may have taken no more work
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _run(self) -> list[T]:
         with self._mutex:
@@ -71,10 +83,11 @@ class Errand(Generic[T]):
             self._unwanted(results[0])
 
     def _has_ended(self, errand: asyncio.Future[list[T]]) -> None:
-        if errand.cancelled():
-            with self._mutex:
-                begun = self._begun
-            if not begun and self._instead is not None:
-                self._instead()
-        else:
-            errand.exception()  # seen: nobody is left who could be told
+        if errand.cancelled() or errand.exception() is not None:  # nobody is left to be told
+            self._unless_begun()
+
+    def _unless_begun(self) -> None:
+        with self._mutex:
+            begun = self._begun
+        if not begun and self._instead is not None:
+            self._instead()

@@ -48,9 +48,12 @@ class Keeper:
         self._mutex = threading.Lock()
         self._rounds: dict[str, Rounds] = {}
 
-    def keep(self, term: Term) -> None:
-        """Renew a term until it is dropped, and notice when it is lost."""
-        term.kept = True
+    def keep(self, term: Term, *, may_free: bool = True) -> None:
+        """Renew a term until it is dropped, and notice when it is lost.
+
+        `may_free`: no transaction has to do with it, so that it may be left to the keeper.
+        """
+        term.kept = may_free
         self.rounds(term.alias).keep(term)
 
     def replan(self, term: Term) -> None:

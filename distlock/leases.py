@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger("distlock")
+
+PATIENCE = 1.0
+"""Seconds that the thread of a task's synchronous code may take to begin a release."""
 
 
 class Lease:
@@ -191,7 +195,7 @@ class Lease:
 
     async def arelease(self) -> None:
         """Give the lock back; see `release`. That happens even if the task is cancelled here."""
-        await Errand(self.release, instead=self.abandon).run()
+        await self._in_thread(self.release)
 
     def abandon(self) -> None:
         """Give the lock back without a word to the database: the keeper frees it soon.
@@ -243,8 +247,7 @@ class Lease:
         traceback: TracebackType | None,
     ) -> None:
         """Release; see `__exit__`."""
-        end = partial(self.__exit__, exc_type, exc, traceback)
-        await Errand(end, instead=self.abandon).run()
+        await self._in_thread(partial(self.__exit__, exc_type, exc, traceback))
 
     def __del__(self) -> None:
         # The collector calls this in any thread, at any point: it may take no lock of the keeper's.
@@ -260,6 +263,16 @@ class Lease:
                 stacklevel=2,
                 source=self,
             )
+
+    async def _in_thread(self, release: Callable[[], None]) -> None:
+        """Release in the thread of synchronous code, or by the keeper if that has no time.
+
+        It may be waiting for this very lock, and then it would wait for us, and we for it.
+        """
+        if self._term.handles == {id(self)}:
+            self._context.forget(self._term)  # it may be taken again, whatever becomes of this
+        patience = PATIENCE if self._term.kept else None
+        await Errand(release, instead=self.abandon, patience=patience).run()
 
     # -- the end ---------------------------------------------------------------------------------
 

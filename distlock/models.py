@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
-from django.db.models.functions import Now
 from django.utils import timezone as django_timezone
 
 from .backends import backend_for
@@ -129,7 +128,7 @@ class Ticket(models.Model):
     name = NameField(max_length=255)
     slot = models.IntegerField(db_default=0)
     owner = models.CharField(max_length=64)
-    created_at = models.DateTimeField(db_default=Now())
+    alive_until = models.BigIntegerField(db_default=0)
 
     class Meta:
         db_table = TICKETS

@@ -14,11 +14,10 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .deadlines import Deadline, jitter
+from .deadlines import Deadline, clock, jitter
 from .lookout import FIRST, GROWTH, LONGEST, Lookout, Name
 
 T = TypeVar("T")
@@ -90,14 +89,22 @@ class Sleeper:
     def __init__(self, ticket: Callable[[], int | None]) -> None:
         self.ticket = ticket
         self._bell = threading.Event()
+        self._seen = clock()
 
-    def wake(self) -> None:
+    @property
+    def is_well(self) -> bool:
+        """See `Waiter`."""
+        return clock() - self._seen < 2 * DOUBT
+
+    def wake(self) -> bool:
         """See `Waiter`."""
         self._bell.set()
+        return True
 
     def sleep(self, lookout: Lookout, deadline: Deadline) -> bool:
         """Sleep until it is time to try; `False` if the deadline has passed."""
         while (left := deadline.left) > 0:
+            self._seen = clock()
             if self._bell.wait(min(left, DOUBT)) or (left > DOUBT and not lookout.works):
                 self._bell.clear()
                 return True
@@ -112,16 +119,26 @@ class TaskSleeper:
         self._loop = asyncio.get_running_loop()
         self._bell = asyncio.Event()
         self._woken = False
+        self._seen = clock()
 
-    def wake(self) -> None:
+    @property
+    def is_well(self) -> bool:
+        """See `Waiter`."""
+        return clock() - self._seen < 2 * DOUBT
+
+    def wake(self) -> bool:
         """See `Waiter`."""
         self._woken = True
-        with suppress(RuntimeError):  # its loop has ended, and so has the task
+        try:
             self._loop.call_soon_threadsafe(self._bell.set)
+        except RuntimeError:  # its loop was closed, and the task will never go on
+            return False
+        return True
 
     async def sleep(self, lookout: Lookout, deadline: Deadline) -> bool:
         """Sleep until it is time to try; `False` if the deadline has passed."""
         while (left := deadline.left) > 0:
+            self._seen = clock()
             # Not by asyncio.wait_for, which before Python 3.12 may swallow a cancellation.
             timer = self._loop.call_later(min(left, DOUBT), self._bell.set)
             try:

@@ -21,9 +21,10 @@ from django.core.management import call_command
 from django.db import connection, connections, transaction
 
 from distlock import LockBusy, lock
+from distlock.backends import backend_for
+from distlock.lookout import LIFE
 from distlock.models import Ticket
-from distlock.turns import PATIENCE
-from tests.support import eventually, in_thread, is_free, other_session
+from tests.support import eventually, in_thread, is_free
 
 T = TypeVar("T")
 
@@ -164,7 +165,7 @@ def test_the_dead_hold_nobody_up(tmp_path: Path) -> None:
             dead.kill()
         released = time.monotonic()
         assert eventually(lambda: log.read_text().split() == ["first", "second"], 20)
-        assert time.monotonic() - released < PATIENCE + 3
+        assert time.monotonic() - released < LIFE + 3
     finally:
         dead.end()
         living.end()
@@ -186,7 +187,8 @@ def test_whoever_does_not_stand_in_line_may_be_first() -> None:
     waiters = Waiters()
     with lock("x"):
         waiters.add("in line")
-    Ticket.objects.create(name="y", owner="somebody")
+    now = backend_for(connection).clock(connection)
+    Ticket.objects.create(name="y", owner="somebody", alive_until=now + 60_000_000)
     lease = lock("y", fair=True).try_acquire()
     assert lease is not None
     lease.release()
@@ -194,11 +196,12 @@ def test_whoever_does_not_stand_in_line_may_be_first() -> None:
 
 
 def test_a_ticket_of_another_name_or_slot_counts_for_nothing() -> None:
-    Ticket.objects.create(name="X", owner="somebody")
-    Ticket.objects.create(name="x", slot=1, owner="somebody")
+    later = backend_for(connection).clock(connection) + 60_000_000
+    Ticket.objects.create(name="X", owner="somebody", alive_until=later)
+    Ticket.objects.create(name="x", slot=1, owner="somebody", alive_until=later)
     start = time.monotonic()
     with lock("x", fair=True):
-        assert time.monotonic() - start < PATIENCE
+        assert time.monotonic() - start < LIFE / 2
     assert tickets() == 2
 
 
@@ -255,14 +258,30 @@ def test_tasks_stand_in_the_same_line() -> None:
 
 
 def test_old_tickets_are_purged() -> None:
-    Ticket.objects.create(name="x", owner="old")
-    Ticket.objects.create(name="x", owner="new")
-    with other_session() as cursor:
-        cursor.execute(
-            "UPDATE distlock_ticket SET created_at = '2001-01-01 00:00:00' WHERE owner = 'old'"
-        )
+    now = backend_for(connection).clock(connection)
+    Ticket.objects.create(name="x", owner="old", alive_until=now - 100_000_000)
+    Ticket.objects.create(name="x", owner="new", alive_until=now)
     call_command("purge_locks", verbosity=0)
     assert [ticket.owner for ticket in Ticket.objects.all()] == ["new"]
+
+
+def test_a_dead_ticket_refuses_nobody_a_free_lock() -> None:
+    now = backend_for(connection).clock(connection)
+    for n in range(200):
+        Ticket.objects.create(name="x", owner=f"dead {n}", alive_until=now - n)
+    Ticket.objects.create(name="x", owner="seems alive", alive_until=now + 60_000_000)
+    with lock("x", fair=True, wait=0.4):
+        assert tickets() == 1
+
+
+def test_who_came_shortly_before_a_release_does_not_overtake() -> None:
+    waiters = Waiters()
+    with lock("x"):
+        waiters.add("first")
+        time.sleep(0.8)
+        waiters.add("second")
+        time.sleep(0.7)
+    assert waiters.finish() == ["first", "second"]
 
 
 def test_fair_is_a_flag() -> None:
@@ -291,5 +310,5 @@ def test_threads_that_draw_at_the_same_time_are_served_by_their_tickets() -> Non
     for thread in threads:
         thread.join(30)
     assert len(served) == len(threads)
-    assert time.monotonic() - start < len(threads) * PATIENCE / 2
+    assert time.monotonic() - start < LIFE * 2
     assert tickets() == 0

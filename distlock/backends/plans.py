@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from django.db import DatabaseError
 
+from ..deadlines import clock
 from .base import error_code
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 THRESHOLD = 5
 """How often a session sends a statement before it is worth a plan. Most live for one request."""
+LASTS = 60.0
+"""Seconds that a plan is used: that of an empty table is of no use for a full one."""
 GONE = ("26000", "0A000", "42P05")
 """The plan does not exist, does not fit any more, or exists: the session is not ours alone."""
 FIELD = re.compile(r"%\((\w+)\)s")
@@ -41,6 +44,7 @@ class Statement:
         kinds = ", ".join(types[each] for each in names)
         values = ", ".join(f"%({each})s" for each in names)
         self.sql = sql
+        self.deallocate = f"DEALLOCATE {name}"
         self.prepare = f"PREPARE {name} ({kinds}) AS {numbered}"
         self.execute = f"EXECUTE {name} ({values})"
 
@@ -50,7 +54,18 @@ class Session:
     """What is known of a session."""
 
     uses: dict[str, int] = field(default_factory=dict)
+    planned: dict[str, float] = field(default_factory=dict)
     is_direct: bool | None = None
+
+    def plan(self, statement: Statement, cursor: CursorWrapper) -> None:
+        """Have a statement planned, if that was not done lately."""
+        planned = self.planned.get(statement.sql)
+        if planned is not None and clock() - planned < LASTS:
+            return
+        if planned is not None:
+            cursor.execute(statement.deallocate)
+        cursor.execute(statement.prepare)
+        self.planned[statement.sql] = clock()
 
 
 class Plans:
@@ -73,12 +88,11 @@ class Plans:
             return
         uses = session.uses[statement.sql] = session.uses.get(statement.sql, 0) + 1
         try:
-            if uses == THRESHOLD and self._is_direct(connection, cursor, session):
-                cursor.execute(statement.prepare)
-            if uses < THRESHOLD or not session.is_direct:
-                cursor.execute(statement.sql, parameters)
-            else:
+            if uses >= THRESHOLD and self._is_direct(connection, cursor, session):
+                session.plan(statement, cursor)
                 cursor.execute(statement.execute, parameters)
+            else:
+                cursor.execute(statement.sql, parameters)
         except DatabaseError as error:
             if error_code(error) not in GONE:
                 raise

@@ -15,9 +15,10 @@ so there it is never touched.
 # Note [Wanted]
 NOTIFY in every release would serialise all commits of the database. So a waiter writes into the
 row until when it waits, and only a release that finds such a mark notifies, in its own statement:
-in a caller's transaction the message is sent with its COMMIT. Grants never clear the mark, for
-others may wait still; it runs out a second after the lease that the waiter saw, and whoever then
-still waits renews it. A message only wakes: the row decides.
+in a caller's transaction the message is sent with its COMMIT. So does a renewal that lets a lease
+end sooner. Grants never clear the mark, for others may wait still; it runs out a second after the
+lease that the waiter saw, and whoever then still waits renews it. A message only wakes: the row
+decides.
 """
 
 from __future__ import annotations
@@ -126,27 +127,28 @@ GRANT, GRANT_ASYNC = (
     for name, clock in (("grant", CLOCK), ("grant_async", CLOCK_ASYNC))
 )
 
+NOTIFY = (  # see Note [Wanted]
+    f"CASE WHEN l.wanted_until > clock.now THEN pg_notify('{TABLE}', l.slot || ' ' || l.name) END"
+)
 RENEW = f"""
 WITH clock AS MATERIALIZED ({CLOCK}), wanted AS (
     SELECT * FROM unnest(%(names)s::varchar[], %(slots)s::int[], %(owners)s::varchar[])
         AS wanted (name, slot, owner)
 ), alive AS (
-    SELECT l.id FROM {TABLE} l JOIN wanted USING (name, slot, owner), clock
+    SELECT l.id, l.expires_at FROM {TABLE} l JOIN wanted USING (name, slot, owner), clock
     WHERE l.expires_at > clock.now
     FOR NO KEY UPDATE OF l SKIP LOCKED
 ), upd AS (
     UPDATE {TABLE} l SET ttl = COALESCE(%(ttl)s, l.ttl),
         expires_at = clock.now + COALESCE(%(ttl)s, l.ttl) * interval '1 microsecond'
     FROM alive, clock WHERE l.id = alive.id
-    RETURNING l.owner, {_us("l.expires_at")} AS expires
-) SELECT owner, expires FROM upd UNION ALL
-SELECT l.owner, NULL FROM {TABLE} l JOIN wanted USING (name, slot, owner), clock
+    RETURNING l.owner, {_us("l.expires_at")} AS expires,
+        CASE WHEN l.expires_at < alive.expires_at THEN {NOTIFY} END AS sooner
+) SELECT owner, expires, sooner FROM upd UNION ALL
+SELECT l.owner, NULL, NULL FROM {TABLE} l JOIN wanted USING (name, slot, owner), clock
 WHERE l.expires_at > clock.now AND l.owner NOT IN (SELECT owner FROM upd)"""
 # No join with upd: its rows are estimated at one, and thousands would be joined in nested loops.
 
-NOTIFY = (  # see Note [Wanted]
-    f"CASE WHEN l.wanted_until > clock.now THEN pg_notify('{TABLE}', l.slot || ' ' || l.name) END"
-)
 RELEASE = f"{_release(CLOCK)}{OURS} RETURNING {NOTIFY}"
 RELEASE_ASYNC = Statement(
     "distlock_release", f"{_release(CLOCK_ASYNC)}{OURS} RETURNING {NOTIFY}", TYPES
@@ -179,7 +181,8 @@ WITH clock AS MATERIALIZED ({CLOCK}), awaited AS (
     SELECT * FROM unnest(%(names)s::varchar[], %(slots)s::int[]) AS awaited (name, slot)
 ), busy AS (
     SELECT l.id FROM {TABLE} l JOIN awaited USING (name, slot), clock
-    WHERE l.expires_at > clock.now AND NOT {NOBODYS} AND l.wanted_until < l.expires_at
+    WHERE %(mark)s AND l.expires_at > clock.now AND NOT {NOBODYS}
+        AND l.wanted_until < l.expires_at
     FOR NO KEY UPDATE OF l SKIP LOCKED
 ), marked AS (
     UPDATE {TABLE} l SET wanted_until = l.expires_at + interval '1 second'
@@ -256,7 +259,7 @@ class PostgreSQL(Backend):
         }
         with connection.cursor() as cursor:
             cursor.execute(RENEW, parameters)
-            return dict(cursor.fetchall())
+            return {owner: expires for owner, expires, _ in cursor.fetchall()}
 
     def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
         parameters = parameters_of(held)
@@ -302,11 +305,11 @@ class PostgreSQL(Backend):
         return holder_of(row) if row else None
 
     def look(
-        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]], *, mark: bool = True
     ) -> Mapping[tuple[str, int], Seen]:
         names, slots = map(list, zip(*keys, strict=True))
         with connection.cursor() as cursor:
-            cursor.execute(LOOK, {"names": names, "slots": slots})
+            cursor.execute(LOOK, {"names": names, "slots": slots, "mark": mark})
             return {
                 (name, slot): Seen(token, max(0, time_left), marked)
                 for name, slot, token, time_left, marked in cursor.fetchall()
@@ -383,10 +386,12 @@ class PostgreSQL(Backend):
             self._messages[physical] = messages
             physical.add_notify_handler(lambda message: messages.append(message.payload))
         with connection.cursor() as cursor:
-            cursor.execute(f"LISTEN {TABLE}")
             cursor.execute("SELECT pg_backend_pid()")
-            # A pooler makes up a pid of its own, and may hand the session that listens to another.
-            return bool(cursor.fetchone()[0] == physical.info.backend_pid)
+            # A pooler makes up a pid of its own, and would hand the session to others.
+            if cursor.fetchone()[0] != physical.info.backend_pid:
+                return False
+            cursor.execute(f"LISTEN {TABLE}")
+            return True
 
     def heard(self, connection: BaseDatabaseWrapper) -> list[tuple[str, int]]:
         physical = connection.connection

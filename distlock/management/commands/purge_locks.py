@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, Error, IntegrityError, connections
-from django.db.models import DateTimeField, ExpressionWrapper
-from django.db.models.functions import Now
 
 from ...backends import backend_for
 from ...backends.base import EPOCH, MICROSECOND, TABLE
@@ -26,8 +23,8 @@ LARGEST_BATCH = 10_000
 """Below what every database takes as parameters of one statement."""
 
 TRIES = 5
-LONG_WAIT = timedelta(days=1)
-"""Whoever drew a ticket before that is most probably dead; if not, it draws another."""
+LONG_DEAD = 60 * 1_000_000
+"""Microseconds without a sign of life after which nobody will come back for a ticket."""
 
 
 class Command(BaseCommand):
@@ -81,9 +78,8 @@ class Command(BaseCommand):
             self.stdout.write(f"{verb} {locks} whose lease ended at least {older_than:.15g} s ago.")
 
     def _purge(self, connection: BaseDatabaseWrapper, older_than: int, limit: int) -> None:
-        Ticket.objects.using(connection.alias).filter(
-            created_at__lt=ExpressionWrapper(Now() - LONG_WAIT, DateTimeField())
-        ).delete()
+        now = backend_for(connection).clock(connection)
+        Ticket.objects.using(connection.alias).filter(alive_until__lt=now - LONG_DEAD).delete()
         after = 0
         while batch := _batch(connection, older_than, after, limit):
             count, after = batch
