@@ -76,6 +76,14 @@ def test_those_of_one_process_are_served_in_the_order_they_came() -> None:
     assert moments == sorted(moments)
 
 
+def test_who_is_second_after_a_long_wait_does_not_wait_for_a_slow_look() -> None:
+    with held("x") as (lease,):
+        first, second = line_up("x", 2)
+        time.sleep(1.5)
+        lease.release()
+        assert second.result() - first.result() < 0.25
+
+
 def test_each_name_has_a_line_of_its_own() -> None:
     with held("x", "y") as (_, other):
         waiters = line_up("x", 3)

@@ -25,6 +25,8 @@ MODULES = (
     "leases",
     "terms",
     "keeper",
+    "lookout",
+    "waiting",
     "locks",
     "places",
     "connections",
