@@ -274,7 +274,9 @@ class Lookout:
                 queue.called = math.inf
             if not queue.waiters:
                 del self._queues[key]
-            elif was_first and not granted:
+            elif granted:
+                queue.delay = FIRST
+            elif was_first:
                 queue.wake()
         if granted:
             self.look_soon(key)

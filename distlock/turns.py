@@ -58,19 +58,21 @@ class Turn:
         self._run(self._stand_in_line)
 
     def _stand_in_line(self, connection: BaseDatabaseWrapper) -> None:
-        if self.number is not None:
+        if self.number is not None or not self._begin_to_draw():
             return
-        with self._mutex:
-            self._has_drawn = not self._is_over
-            if not self._has_drawn:
-                return
         alive_until = backend_for(connection).clock(connection) + int(LIFE * 1_000_000)
         tickets.draw(connection, self._name, self._slot, self._owner, alive_until)
         self._ahead(connection)
-        if (
-            not self._has_drawn
-        ):  # its task was cancelled meanwhile, and could not know of the ticket
-            tickets.tear(connection, self._name, self._slot, self._owner)
+        if self._is_given_up():  # meanwhile, by a task that could not know of the ticket
+            self._tear(connection)
+
+    def _begin_to_draw(self) -> bool:
+        with self._mutex:
+            self._has_drawn = not self._is_over
+            return self._has_drawn
+
+    def _is_given_up(self) -> bool:
+        return self._is_over
 
     def _ahead(self, connection: BaseDatabaseWrapper) -> list[tickets.Ticket]:
         """Return the tickets before this one, and note its number; without one: all tickets."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection, transaction
 
+from distlock.lookout import lookout
 from tests import pgbouncer
 from tests.databases import Unavailable, query, rows
 from tests.machine import free_port
 from tests.pgbouncer import PgBouncer
-from tests.support import in_thread
+from tests.support import eventually, in_thread
+from tests.waiters import Waiter, held, instead_of
 
 through_it = pytest.mark.vendor("pgbouncer")
 once = pytest.mark.vendor("postgresql")
@@ -36,6 +41,26 @@ def test_each_transaction_may_run_in_another_session() -> None:
 
     assert in_thread(meanwhile) != first
     assert connection.connection.info.backend_pid != first, "the driver knows the session"
+
+
+@through_it
+@pytest.mark.django_db(transaction=True)
+def test_behind_a_pooler_waiting_polls_and_that_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("distlock.lookout.DEAF", 0.3)
+    monkeypatch.setattr(lookout("default"), "_deaf", False)
+    monkeypatch.setattr(lookout("default"), "_listen_at", 0.0)
+    with held("x") as (lease,):
+        waiter = Waiter("x")
+        with instead_of("listen", lambda real, on: real(on)) as tries:
+            assert eventually(lambda: len(tries) >= 3)
+        released = time.monotonic()
+        lease.release()
+        assert waiter.result() - released < 0.8
+    (said,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert "lock_waiting_polls" in said
+    assert "pooler" in said
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from django.test import TestCase
 
 from distlock import LockBusy, lock
 from distlock.lookout import lookout
+from distlock.models import DistributedLock
 from distlock.waiting import Sleeper
 from tests.support import in_thread
 from tests.waiters import (
@@ -74,6 +75,14 @@ def test_those_of_one_process_are_served_in_the_order_they_came() -> None:
         lease.release()
         moments = [waiter.result() for waiter in waiters]
     assert moments == sorted(moments)
+
+
+def test_who_is_second_after_a_long_wait_does_not_wait_for_a_slow_look() -> None:
+    with held("x") as (lease,):
+        first, second = line_up("x", 2)
+        time.sleep(1.5)
+        lease.release()
+        assert second.result() - first.result() < 0.25
 
 
 def test_each_name_has_a_line_of_its_own() -> None:
@@ -301,6 +310,7 @@ class TestWaitingInATestCase(TestCase):
                 pass
         holder.result()
         assert 3 <= len(said) < 60
+        in_thread(lambda: DistributedLock.objects.all().delete())  # what the holder committed
 
 
 IN_MEMORY = """

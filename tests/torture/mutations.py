@@ -29,6 +29,8 @@ MODULES = (
     "contexts",
     "errands",
     "turns",
+    "lookout",
+    "waiting",
     "places",
     "connections",
     "limits",
