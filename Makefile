@@ -6,15 +6,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO_READY = $(VENV)/.demo-installed
 TOOLS_READY = $(VENV)/.tools-installed
+BENCH_READY = $(VENV)/.bench-installed
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # make test DBS=postgresql runs one database; PYTEST_ARGS="-k name" some tests.
 DBS ?=
+# make bench BENCH_ARGS="--quick --only latency"
+BENCH_ARGS ?=
 # make test-matrix PYTHONS="3.11 3.12"
 PYTHONS ?= 3.10 3.13
 MATRIX_DBS ?= sqlite postgresql
 
-.PHONY: help demo test torture mutations test-matrix lint typecheck format clean mysqlclient
+.PHONY: help demo test torture mutations bench test-matrix lint typecheck format clean mysqlclient
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -32,6 +35,9 @@ torture: $(TOOLS_READY) mysqlclient ## Run the hard tests on durable servers (DI
 
 mutations: $(TOOLS_READY) mysqlclient ## Break each safety line, and see a test fail (two hours; DBS=postgresql: one)
 	@$(BIN)/python -m tests.torture.mutations $(DBS:%=--db %)
+
+bench: $(BENCH_READY) mysqlclient ## Measure beside the peers, on private servers (BENCH_ARGS=--quick: ten minutes)
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 test-matrix: ## Run the suite on other Pythons (PYTHONS="3.10 3.13"), each with its newest Django
 	@failed=; for version in $(PYTHONS); do \
@@ -74,6 +80,10 @@ $(DEMO_READY): setup.cfg pyproject.toml | $(BIN)/pip
 
 $(TOOLS_READY): $(DEMO_READY)
 	$(PIP) install --editable '.[tools]'
+	@touch $@
+
+$(BENCH_READY): $(TOOLS_READY)
+	$(PIP) install --editable '.[bench]'
 	@touch $@
 
 # Not a stamp: where the build failed, it is tried again, in case the headers have come since.

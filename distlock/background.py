@@ -16,6 +16,7 @@ import atexit
 import logging
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Protocol
@@ -99,13 +100,15 @@ class Background:
 
     def _run(self) -> None:
         while not self._stopping:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        try:
             self._wake.clear()
-            try:
-                delay = self._step()
-            except Exception:
-                logger.exception("the %s thread goes on after an error", self._name)
-                delay = RETRY
-            self._wake.wait(delay)
+            self._wake.wait(self._step())
+        except Exception:
+            logger.exception("the %s thread goes on after an error", self._name)
+            time.sleep(RETRY)
 
     def _warn_about_uwsgi(self) -> None:
         try:

@@ -18,11 +18,22 @@ caller: ContextVar[str] = ContextVar("distlock_caller", default="")
 """What to record as the holder instead of the thread's name: a task with its id."""
 
 
+def name_of_caller() -> str:
+    """Return what to record as the holder, or "" for the thread's name."""
+    task = _running_task()
+    return caller.get() or (task.get_name() if task else "")
+
+
 class Context:
     """The terms that a thread or task holds."""
 
     def __init__(self) -> None:
         self.held: dict[Key, Term] = {}
+
+    def holds(self, key: Key) -> bool:
+        """Whether this thread or task has a lease, and has not lost it."""
+        term = self.held.get(key)
+        return term is not None and not (term.lost or term.over)
 
     def remember(self, term: Term) -> None:
         """Note that a term is held here."""
@@ -45,13 +56,17 @@ _tasks: WeakKeyDictionary[asyncio.Task[object], Context] = WeakKeyDictionary()
 
 def current() -> Context:
     """Return the context of the running task, or of this thread."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
+    task = _running_task()
     if task is None:
         return _threads.context
     return _tasks.setdefault(task, Context())
+
+
+def _running_task() -> asyncio.Task[object] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def _forget() -> None:

@@ -6,8 +6,10 @@ import functools
 import inspect
 import string
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import iscoroutinefunction
 
 from .exceptions import LockBusy
 
@@ -28,11 +30,24 @@ def wrap(lock: Lock, function: Any) -> Any:
             f"{_name(function)} is a generator: the lock would be released before its body runs. "
             "Use a with block inside it."
         )
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+    key = Key(lock.name, function)
+    if iscoroutinefunction(function) or iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004
     ):
-        raise TypeError(f"{_name(function)} is async, which lock() does not decorate yet.")
-    key = Key(lock.name, function)
+        lock.refuse_atomic("a decorated coroutine function")
+
+        @functools.wraps(function)
+        async def alocked(*args: Any, **kwargs: Any) -> Any:
+            async with AsyncExitStack() as block:
+                try:
+                    await block.enter_async_context(lock.named(key.of(args, kwargs)))
+                except LockBusy:
+                    if lock.on_busy == "skip":
+                        return None
+                    raise
+                return await function(*args, **kwargs)
+
+        return alocked
 
     @functools.wraps(function)
     def locked(*args: Any, **kwargs: Any) -> Any:

@@ -33,8 +33,8 @@ logger = logging.getLogger("distlock")
 
 Done = Callable[[Unlock], None]
 
-LARGEST, SMALLEST = 500, 100
-"""Leases in one renewal, which is up to three statements: fewer after one that had no answer."""
+SMALLEST = 100
+"""Leases in one renewal, at least: fewer after one that had no answer."""
 AGAIN = 0.05
 """Seconds between two looks at a row that a broken transaction still pins."""
 IDLE = 60.0
@@ -48,8 +48,12 @@ class Keeper:
         self._mutex = threading.Lock()
         self._rounds: dict[str, Rounds] = {}
 
-    def keep(self, term: Term) -> None:
-        """Renew a term until it is dropped, and notice when it is lost."""
+    def keep(self, term: Term, *, may_free: bool = True) -> None:
+        """Renew a term until it is dropped, and notice when it is lost.
+
+        `may_free`: no transaction has to do with it, so that it may be left to the keeper.
+        """
+        term.kept = may_free
         self.rounds(term.alias).keep(term)
 
     def replan(self, term: Term) -> None:
@@ -88,7 +92,7 @@ class Rounds:
         self._terms: set[Term] = set()
         self._broken: dict[Term, Done] = {}
         self._planned = 0.0
-        self._batch = LARGEST
+        self._batch = self._private.backend.batch
         self._thread = Background(
             f"distlock-keeper-{alias}", self._step, self._private.close_if_unused
         )
@@ -132,7 +136,7 @@ class Rounds:
         due = self._due(terms)
         while due and self._renew(due[: self._batch], _limit(terms)):
             due = due[self._batch :]
-            self._batch = min(LARGEST, self._batch * 2)
+            self._batch = min(self._private.backend.batch, self._batch * 2)
         if due:  # the rest is due at once, but first see who is lost meanwhile
             self._batch = max(SMALLEST, self._batch // 2)
         self._finish_until(min(map(_next, terms), default=math.inf), _limit(terms))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import Error
 
@@ -19,6 +22,7 @@ from .background import soon
 from .connections import in_transaction
 from .contexts import Context
 from .deadlines import Seconds, clock, seconds
+from .errands import Errand
 from .exceptions import LockError, LockLost
 from .keeper import keeper
 from .places import Place, place, warn_about_others
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger("distlock")
+
+PATIENCE = 1.0
+"""Seconds that the thread of a task's synchronous code may take to begin a release."""
 
 
 class Lease:
@@ -171,6 +178,43 @@ class Lease:
                 self._go_on_giving_back()
             raise
 
+    async def acheck(self) -> None:
+        """Raise `LockLost` if the lease is not provably held; see `check`."""
+        self.check()
+
+    async def arenew(self, ttl: Seconds | None = None) -> None:
+        """Extend the lease; see `renew`."""
+        await sync_to_async(self.renew)(ttl)
+
+    async def aguard(self) -> None:
+        """Fence the transaction that is open in the thread of this task's synchronous code.
+
+        See `guard`, and mind that Django has no transactions across an `await`.
+        """
+        await sync_to_async(self.guard)()
+
+    async def arelease(self) -> None:
+        """Give the lock back; see `release`. That happens even if the task is cancelled here."""
+        await self._in_thread(self.release)
+
+    def abandon(self) -> None:
+        """Give the lock back without a word to the database: the keeper frees it soon.
+
+        For where nobody can wait, and no transaction has to do with the lease.
+        """
+        with self._mutex:
+            if self._released:
+                return
+            self._released = True
+        term = self._term
+        if term.unshare(self) or term.over:
+            return
+        self._context.forget(term)
+        if term.kept:
+            self._leave_to_keeper()
+        else:
+            term.abandon()
+
     def __enter__(self) -> Self:
         return self
 
@@ -193,6 +237,18 @@ class Lease:
         except Exception:
             logger.warning("lock_release_failed name=%r", self.name, exc_info=True)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release; see `__exit__`."""
+        await self._in_thread(partial(self.__exit__, exc_type, exc, traceback))
+
     def __del__(self) -> None:
         # The collector calls this in any thread, at any point: it may take no lock of the keeper's.
         if getattr(self, "_released", True) or self._term.over or self._term.inherited:
@@ -207,6 +263,16 @@ class Lease:
                 stacklevel=2,
                 source=self,
             )
+
+    async def _in_thread(self, release: Callable[[], None]) -> None:
+        """Release in the thread of synchronous code, or by the keeper if that has no time.
+
+        It may be waiting for this very lock, and then it would wait for us, and we for it.
+        """
+        if self._term.handles == {id(self)}:
+            self._context.forget(self._term)  # it may be taken again, whatever becomes of this
+        patience = PATIENCE if self._term.kept else None
+        await Errand(release, instead=self.abandon, patience=patience).run()
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -21,11 +21,12 @@ import selectors
 import socket
 import threading
 from contextlib import suppress
+from operator import itemgetter
 from typing import Protocol
 
 from django.db import Error, InterfaceError
 
-from .backends import backend_for
+from .backends import backend_for, tickets
 from .backends.base import Seen
 from .background import Background, after_fork
 from .connections import LIMIT, Private, private
@@ -45,6 +46,8 @@ SETTLE = 0.05
 """Seconds, at least, from a try that came too late to the look at who was faster."""
 LATE = 0.01
 """Seconds after the end of a lease to look: it shall have ended on the database's clock."""
+FARTHEST = 30.0
+"""Seconds until the next look in any case: the database's clock may be set on, or a row changed."""
 DEAF = 10.0
 """Seconds until one tries to listen again."""
 IDLE = 10.0
@@ -57,13 +60,25 @@ UNUSED = 60.0
 """Seconds after which the connection that looks is closed, if nobody else uses it either."""
 BATCH = 500
 """Names in one statement."""
+LIFE = 4.0
+"""Seconds that a sign of life holds for a ticket: so long a dead waiter may be waited for."""
 
 
 class Waiter(Protocol):
     """Somebody who waits, in a thread or a task."""
 
-    def wake(self) -> None:
-        """Say that it is time to try. May be called from any thread, and more than once."""
+    def wake(self) -> bool:
+        """Say that it is time to try; `False` if it will never hear of that.
+
+        May be called from any thread, and more than once.
+        """
+
+    def ticket(self) -> int | None:
+        """Return its number in a queue that other processes have a part in."""
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it has shown lately that it goes on waiting."""
 
 
 class Queue:
@@ -91,11 +106,27 @@ class Queue:
             self.called = math.inf
             self.waiters.append(self.waiters.pop(0))
         self.called = min(self.called, clock())
-        self.waiters[0].wake()
+        while self.waiters and not self.waiters[0].wake():
+            self.waiters.pop(0)
+
+    def arrange(self) -> None:
+        """Let those who have tickets stand in their order: another thread may have been faster."""
+        tickets = [waiter.ticket() for waiter in self.waiters]  # once: they may change meanwhile
+        holders = zip(tickets, self.waiters, strict=True)
+        numbered = [(ticket, waiter) for ticket, waiter in holders if ticket is not None]
+        in_order = iter(sorted(numbered, key=itemgetter(0)))
+        self.waiters[:] = [
+            waiter if ticket is None else next(in_order)[1]
+            for ticket, waiter in zip(tickets, self.waiters, strict=True)
+        ]
 
     def look_soon(self) -> float:
         """Look at the row again, later each time that nothing has changed; return when."""
         self.called = math.inf
+        head = self.waiters[0]
+        self.arrange()
+        if self.waiters[0] is not head:
+            self.wake()
         self.due = min(self.due, clock() + max(SETTLE, self.delay))
         return self.due
 
@@ -108,9 +139,10 @@ class Queue:
         now = clock()
         self.told = bool(left > 0 and told and seen and seen.wanted)
         if self.told:
-            self.due = now + left + LATE
+            self.due = now + min(left + LATE, FARTHEST)
             return
-        self.due = now + min(jitter(self.delay), left + LATE if left > 0 else LONGEST)
+        # One that is free and still not to be had is locked: then a look and a try are two.
+        self.due = now + (min(jitter(self.delay), left + LATE) if left else 2 * jitter(self.delay))
         self.delay = min(self.delay * GROWTH, LONGEST)
         if not left:
             self.wake()
@@ -131,7 +163,7 @@ class Ears:
 
     def set(self) -> None:
         """Ring."""
-        with suppress(BlockingIOError):  # it is ringing
+        with suppress(OSError):  # it is ringing already, or this is a forked child
             self._button.send(b"!")
 
     def clear(self) -> None:
@@ -205,6 +237,7 @@ class Lookout:
         self._busy_since = math.inf
         self._fails_since = math.inf
         self._planned = 0.0
+        self._keep_at = math.inf
         self._thread = Background(
             f"distlock-lookout-{alias}", self._step, self._ears.close, self._ears
         )
@@ -218,7 +251,10 @@ class Lookout:
         with self._mutex:
             queue = self._queues.setdefault(key, Queue(key))
             queue.waiters.append(waiter)
+            queue.arrange()
             is_new = len(queue.waiters) == 1
+            if waiter.ticket() is not None and self._keep_at == math.inf:
+                self._keep_at, is_new = clock() + LIFE / 4, True
         if is_new:
             self._thread.ensure_started()
             self._ears.set()
@@ -267,11 +303,14 @@ class Lookout:
     def _step(self) -> float:
         self._busy_since = clock()
         try:
+            self._hear()
             self._listen()
             due = self._due()
             for start in range(0, len(due), BATCH):
                 self._look(due[start : start + BATCH])
-            self._hear()  # last: what came with the answer to a statement does not wake a sleeper
+            self._keep_tickets()
+            if due:
+                self._hear()  # what came with the answer to a statement wakes no sleeper
             return self._delay()
         except BaseException:
             self._wake_all()  # who tries by itself learns more
@@ -348,6 +387,7 @@ class Lookout:
         """Return what to look at: if anything, then all that nobody tells about, in one go."""
         now = clock()
         with self._mutex:
+            self._queues = {key: queue for key, queue in self._queues.items() if queue.waiters}
             queues = list(self._queues.values())
         if all(queue.due > now for queue in queues):
             return []
@@ -357,7 +397,9 @@ class Lookout:
         one = self._ears.private if self._ears.open else self._private
         try:
             with one.use() as connection:
-                seen = backend_for(connection).look(connection, [queue.key for queue in queues])
+                seen = backend_for(connection).look(
+                    connection, [queue.key for queue in queues], mark=self._ears.open
+                )
         except Error as error:
             logger.info("lock_look_failed alias=%r: %s", self._alias, error)
             self._fails_since = min(self._fails_since, clock())
@@ -372,10 +414,25 @@ class Lookout:
             for queue in queues:
                 queue.learn(seen.get(queue.key), told=self._ears.open)
 
+    def _keep_tickets(self) -> None:
+        """Give signs of life for those of this process who have tickets; see `tickets.py`."""
+        if clock() < self._keep_at:
+            return
+        with self._mutex:
+            waiters = [waiter for queue in self._queues.values() for waiter in queue.waiters]
+            kept = [number for one in waiters if one.is_well and (number := one.ticket())]
+        self._keep_at = clock() + LIFE / 4 if kept else math.inf
+        one = self._ears.private if self._ears.open else self._private
+        for start in range(0, len(kept), BATCH):
+            with suppress(Error), one.use() as connection:
+                alive_until = backend_for(connection).clock(connection) + int(LIFE * 1e6)
+                tickets.keep(connection, kept[start : start + BATCH], alive_until)
+
     def _delay(self) -> float:
         now = clock()
         with self._mutex:
             dues = [queue.due for queue in self._queues.values()]
+            dues.append(self._keep_at)
             if dues and self._notifies and not self._ears.open:
                 dues.append(self._listen_at)
             self._planned = min([now + IDLE, *dues])

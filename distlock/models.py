@@ -12,6 +12,7 @@ from django.utils import timezone as django_timezone
 
 from .backends import backend_for
 from .backends.base import EPOCH, TABLE, in_convention
+from .backends.tickets import TICKETS
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -118,6 +119,24 @@ class DistributedLock(models.Model):
 
     def __str__(self) -> str:
         return self.name if self.slot == 0 else f"{self.name} [{self.slot}]"
+
+
+class Ticket(models.Model):
+    """Somebody's turn at a lock with `fair=True`, in the order of the ids; see `tickets.py`."""
+
+    id = models.BigAutoField(primary_key=True)
+    name = NameField(max_length=255)
+    slot = models.IntegerField(db_default=0)
+    owner = models.CharField(max_length=64)
+    alive_until = models.BigIntegerField(db_default=0)
+
+    class Meta:
+        db_table = TICKETS
+        indexes = [models.Index(fields=["name", "slot"], name="distlock_ticket_name")]
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.pk}"
 
 
 NAMED = ~Q(name="")

@@ -75,6 +75,7 @@ class Term:
         self._on_lost = on_lost
         self._pid = os.getpid()
         self.abandoned = False
+        self.kept = False  # by the keeper, who may also free it
         # Reentrant: the garbage collector may drop a lease of this very term at any point.
         self._mutex = threading.RLock()
         self.confirm(requested, expires_us, first=max(ttl, min_hold))

@@ -10,6 +10,7 @@ from .shop import views
 urlpatterns = [
     path("", views.index, name="index"),
     path("buy/<int:product_id>/", views.buy, name="buy"),
+    path("restock/<int:product_id>/", views.restock, name="restock"),
     path("capture/<int:payment_id>/", views.capture, name="capture"),
     path("admin/", admin.site.urls),
 ]

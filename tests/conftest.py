@@ -25,6 +25,7 @@ THROUGH_PGBOUNCER = (
 NEED_A_SESSION = {
     "repeatable_read": "sets the level of a session, which PgBouncer would hand to somebody else",
     "level": "the same",
+    "planned": "PREPARE is for a session",
     "listening": "LISTEN is for a session, too",
     "test_a_dead_connection_is_replaced_and_the_grant_found_again": (
         "kills its session; outside a transaction it has none of its own behind PgBouncer"

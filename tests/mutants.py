@@ -10,12 +10,14 @@ notice are run. They stand in text files:
 A name of tests is that of a module without test_, with its folder below tests/ if it has one, and
 perhaps of one test in it: `leases`, `conformance/guard`, `life::test_two_generators`. Each mutant
 is `killed`, with the first test that noticed, or `SURVIVED`, or it is none, because its text is not
-found any more or is no valid SQL or Python. All but the first are failures.
+found any more or is no valid SQL or Python, or its tests fail without it. All but the first are
+failures. What can be told without a test is told by `fault`, which `tests/test_mutants.py` asks.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -23,16 +25,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests.run import ROOT, served
 
+DATABASES = ("sqlite", "postgresql", "mariadb")
 RUN_LIMIT = 600.0
 HEAD = re.compile(r"# (.+?) \[(.+)\](?: \((.+)\))?")
 NO_MUTANT = re.compile(
-    r"NO MUTANT|syntax|SyntaxError|NameError|ImportError|ProgrammingError|no such column|1064|1054"
-    r"|arguments"
+    r"NO MUTANT|syntax|SyntaxError|NameError|ImportError|no such column"
+    r"|ProgrammingError(?!: \(2014,)|\((?:1064|1054),|arguments"
 )
 """An error that any test would notice: the text does not fit, and proves nothing."""
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+?::.*?)(?: - (.*))?$", re.MULTILINE)
@@ -78,6 +84,29 @@ def node(name: str) -> str:
     return "::".join([f"{Path('tests', folder)}/test_{module}.py", *test])
 
 
+def fault(mutant: Mutant) -> str | None:
+    """Return why a mutant cannot be one, as far as its text tells; else `None`."""
+    text = (ROOT / mutant.module).read_text()
+    broken = mutant.applied(text)
+    if broken == text:
+        return "its text is not found"
+    try:
+        ast.parse(broken)
+    except SyntaxError as error:
+        return f"it is no Python: {error}"
+    if unknown := set(mutant.databases).difference(DATABASES):
+        return f"there is no database {unknown.pop()}"
+    return next(
+        (f"there are no tests {name}" for name in mutant.tests if not _is_there(name)), None
+    )
+
+
+def _is_there(name: str) -> bool:
+    path, *test = node(name).split("::")
+    file = ROOT / path
+    return file.exists() and (not test or f"def {test[-1]}(" in file.read_text())
+
+
 class Copy:
     """A copy of the project in a temporary folder, in which one file is broken at a time."""
 
@@ -98,13 +127,14 @@ class Copy:
         said = subprocess.check_output([sys.executable, "-c", where], cwd=self.root, text=True)
         if not said.startswith(str(self.root)):
             raise SystemExit(f"the copy is not what is imported, but {said}")
-        self._checked: set[str] = set()
+        self._without: dict[str, str | None] = {}
 
-    def _check(self, name: str) -> None:
-        """Raise unless the tests of a name pass without a mutant."""
-        if name not in self._checked and (failure := self.failure(name)):
-            raise SystemExit(f"without a mutant {name} fails: {failure}")
-        self._checked.add(name)
+    def _fails_without(self, names: list[str]) -> str | None:
+        """Return the first test of these names that fails without a mutant; else `None`."""
+        for name in names:
+            if name not in self._without:
+                self._without[name] = self.failure(name)
+        return next(filter(None, map(self._without.get, names)), None)
 
     def failure(self, name: str) -> str | None:
         """Return the first test of a name that fails, and fails again, and why; else `None`.
@@ -127,7 +157,8 @@ class Copy:
     def _pytest(self, *arguments: str) -> tuple[int, str]:
         """Run tests up to the first failure; a mutant may also make them hang."""
         options = ["-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "--timeout=60"]
-        options += ["-m", "not torture and not slow"]
+        if "::" not in arguments[0]:  # a test that is named is wanted, however slow
+            options += ["-m", "not torture and not slow"]
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "pytest", *options, *arguments],
@@ -143,8 +174,8 @@ class Copy:
 
     def verdict(self, mutant: Mutant) -> str:
         """Return what became of a mutant; all is well if that begins with "killed"."""
-        for name in mutant.tests:
-            self._check(name)
+        if failure := self._fails_without(mutant.tests):
+            return f"PROVES NOTHING: without it, too, fails {failure}"
         path = self.root / mutant.module
         text = path.read_text()
         broken = mutant.applied(text)
@@ -170,23 +201,41 @@ def run(description: str, mutants: Mapping[str, Sequence[Mutant]]) -> int:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--db", action="append", choices=list(mutants))
     parser.add_argument("--module", action="append", help="only mutants of distlock/../MODULE.py")
-    parser.add_argument("--only", default="", help="only mutants that have this in their name")
+    parser.add_argument("--only", action="append", help="only mutants with this in their name")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at a time, each on a server")
     options = parser.parse_args()
     bad = total = 0
     for database in options.db or mutants:
         chosen = [
             mutant
             for mutant in mutants[database]
-            if options.only in mutant.why
+            if any(word in mutant.why for word in options.only or [""])
             and Path(mutant.module).stem in (options.module or [Path(mutant.module).stem])
             and database in (mutant.databases or [database])
         ]
-        with tempfile.TemporaryDirectory() as folder, served(database, durable=False) as url:
-            copy = Copy(folder, url)
-            for mutant in chosen:
-                verdict = copy.verdict(mutant)
-                total += 1
-                bad += not verdict.startswith("killed")
-                say(f"{database} {Path(mutant.module).stem}: {mutant.why}: {verdict}")
+        verdicts = tried(database, chosen, options.jobs)
+        total += len(verdicts)
+        bad += sum(not verdict.startswith("killed") for verdict in verdicts)
     say(f"\n{total} mutants, {total - bad} killed, {bad} not")
     return 1 if bad or not total else 0
+
+
+def tried(database: str, mutants: Sequence[Mutant], jobs: int) -> list[str]:
+    """Try mutants on one database, say what became of each, and return it."""
+    with ExitStack() as stack:
+        free: SimpleQueue[Copy] = SimpleQueue()
+        for _ in range(jobs):
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            free.put(Copy(folder, stack.enter_context(served(database, durable=False))))
+
+        def verdict(mutant: Mutant) -> str:
+            copy = free.get()
+            try:
+                found = copy.verdict(mutant)
+            finally:
+                free.put(copy)
+            say(f"{database} {Path(mutant.module).stem}: {mutant.why}: {found}")
+            return found
+
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(verdict, mutants))

@@ -20,7 +20,6 @@ from distlock.backends.base import TABLE
 from distlock.models import DistributedLock
 from tests.conformance.rows import execute
 from tests.support import other_session
-from tests.test_decorators import coroutine
 
 # What is refused before any SQL is the same everywhere; those tests may not touch a database.
 anywhere = pytest.mark.vendor("sqlite")
@@ -317,11 +316,6 @@ def test_a_name_that_comes_from_arguments_is_checked_at_the_call(value: str) -> 
 
 
 @anywhere
-def test_an_async_function_is_refused_until_it_can_be_held_under_a_lock() -> None:
-    with pytest.raises(TypeError, match="async"):
-        lock("x")(coroutine)
-
-
 # -- databases that cannot serve -----------------------------------------------------------------
 
 

@@ -16,9 +16,9 @@ from django.db import OperationalError, connection, connections, transaction
 from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
 
-from distlock import CommitOutcomeUnknown, LockLost, lock
+from distlock import CommitOutcomeUnknown, LockBusy, LockLost, lock
 from distlock.backends import backend_for
-from distlock.backends.base import TABLE
+from distlock.backends.base import TABLE, Pinned, Trace
 from distlock.connections import private
 from distlock.places import Place
 from distlock.signals import lock_lost
@@ -131,6 +131,25 @@ def test_an_interrupted_release_is_written_before_commit(store: Any) -> None:
 
 
 @servers
+def test_a_release_that_was_interrupted_at_once_is_written_before_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the transaction knew of it."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with transaction.atomic():
+        lease = lock("x", ttl=60).acquire()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("distlock.leases.warn_about_others", interrupted)
+            lease.release()
+        Counter.objects.create(name="c", value=1)
+    assert is_free("x")
+    assert not nothing_was_committed()
+
+
+@servers
 def test_an_interrupted_release_is_the_fence_all_the_same(store: Any) -> None:
     with pytest.raises(LockLost), transaction.atomic():
         Counter.objects.create(name="c", value=1)
@@ -168,7 +187,10 @@ def test_turning_autocommit_on_is_a_commit_and_refused_like_one() -> None:
 
 
 @servers
-def test_an_interrupted_rollback_commits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["rollback", "_rollback"])
+def test_an_interrupted_rollback_commits_nothing(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     """Django goes on to set_autocommit(True), which commits on MariaDB."""
     wrapper = type(connections["default"])
 
@@ -178,11 +200,48 @@ def test_an_interrupted_rollback_commits_nothing(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(KeyboardInterrupt), transaction.atomic():
         with lock("x", ttl=60):
             Counter.objects.create(name="c", value=1)
-        monkeypatch.setattr(wrapper, "_rollback", interrupted)
+        monkeypatch.setattr(wrapper, method, interrupted)
         raise Boom
     monkeypatch.undo()
     assert becomes_free("x", 2)
     assert nothing_was_committed()
+
+
+@servers
+def test_an_interrupted_rollback_by_hand_keeps_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not have been sent: turning autocommit on would commit on MariaDB."""
+    wrapper = type(connections["default"])
+
+    def interrupted(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    transaction.set_autocommit(False)
+    try:
+        with lock("x", ttl=60):
+            Counter.objects.create(name="c", value=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(wrapper, "_rollback", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                transaction.rollback()
+        assert becomes_free("x", 2)
+        transaction.set_autocommit(True)
+        assert nothing_was_committed()
+    finally:
+        connection.close()
+
+
+@servers
+def test_a_rollback_by_hand_that_meets_an_error_keeps_no_lock() -> None:
+    transaction.set_autocommit(False)
+    try:
+        with lock("x", ttl=60):
+            pass
+        kill_session()
+        with pytest.raises(OperationalError):
+            transaction.rollback()
+        assert becomes_free("x", 2)
+    finally:
+        connection.close()
 
 
 # -- a COMMIT whose answer is lost ---------------------------------------------------------------
@@ -238,6 +297,19 @@ def test_a_commit_that_never_arrived_is_an_error(deaf: Any) -> None:
     assert ran == []
     assert becomes_free("x", 2)
     assert nothing_was_committed()
+
+
+@servers
+def test_a_commit_that_was_never_sent_did_not_happen_whatever_the_row_says(store: Any) -> None:
+    """An interrupt came before it, and there is nothing that anybody has to be asked."""
+    lease = lock("x", ttl=60).acquire()
+    store("trace", lambda *_: Trace.GONE)
+    with pytest.raises(KeyboardInterrupt), transaction.atomic():
+        lease.release()
+        store("transaction_failed", failing(1, KeyboardInterrupt))
+    lease.check()
+    assert not is_free("x")
+    lease.release()
 
 
 @servers
@@ -370,6 +442,15 @@ def test_a_lease_given_back_by_a_rollback_can_be_lost_again() -> None:
         lease.release()
 
 
+@servers
+def test_a_lost_lease_is_not_adopted() -> None:
+    with pytest.raises(LockLost), transaction.atomic():
+        with contextlib.suppress(LockLost), lock("x", renew=False):
+            steal("x")
+        with pytest.raises(LockBusy):
+            lock("x", wait=0).acquire()
+
+
 # -- what must not stay locked -------------------------------------------------------------------
 
 
@@ -412,9 +493,65 @@ def test_an_interrupt_amid_the_end_forgets_no_lock(store: Any) -> None:
         assert becomes_free(name, 2)
 
 
+@servers
+def test_a_renewal_under_way_does_not_take_a_release_for_a_loss(store: Any) -> None:
+    under_way, released, answered = threading.Event(), threading.Event(), threading.Event()
+    lost: list[str] = []
+
+    def renew(real: Answer, *args: Any, **more: Any) -> Any:
+        under_way.set()
+        assert released.wait(5)
+        found = real(*args, **more)
+        answered.set()
+        return found
+
+    def release(real: Answer, *args: Any, **more: Any) -> Any:
+        found = real(*args, **more)
+        released.set()
+        assert answered.wait(5)
+        time.sleep(0.2)  # the keeper looks at the answer
+        return found
+
+    lease = lock("x", ttl=3).acquire()
+    store("renew", renew)
+    store("release", release)
+    lock_lost.connect(receiver := lambda reason, **kwargs: lost.append(reason))
+    try:
+        assert under_way.wait(5)
+        lease.release()
+    finally:
+        lock_lost.disconnect(receiver)
+    assert lost == []
+
+
+def test_two_threads_that_release_at_once_release_once(store: Any) -> None:
+    sent: list[str] = []
+
+    def release(real: Answer, *args: Any, **more: Any) -> Any:
+        sent.append(threading.current_thread().name)
+        if len(sent) == 1:
+            in_thread(lease.release)
+        return real(*args, **more)
+
+    lease = lock("x", ttl=60).acquire()
+    store("release", release)
+    lease.release()
+    assert len(sent) == 1
+    assert is_free("x")
+
+
 def test_a_release_without_an_answer_is_repeated(store: Any) -> None:
     lease = lock("x", ttl=60).acquire()
     store("release", failing(1))
+    lease.release()
+    assert becomes_free("x", 2)
+
+
+def test_a_release_that_cannot_be_finished_is_renewed_no_more(store: Any) -> None:
+    """The keeper goes on trying to free the row; until then the ttl is what ends the lease."""
+    lease = lock("x", ttl=0.9).acquire()
+    store("release", failing(1))
+    store("free", failing(1000))
     lease.release()
     assert becomes_free("x", 2)
 
@@ -526,6 +663,14 @@ def test_a_grant_waits_for_the_disk_where_it_has_to(options: dict[str, bool], wa
     grants = [query["sql"] for query in queries if "INSERT INTO" in query["sql"]]
     assert len(grants) == 1
     assert ("synchronous_commit" not in grants[0]) is waits
+
+
+@pytest.mark.parametrize("inside", [False, pytest.param(True, marks=servers)])
+def test_a_grant_that_somebody_else_came_before_is_tried_again(store: Any, inside: bool) -> None:
+    store("grant", failing(1, Pinned))
+    with transaction.atomic() if inside else contextlib.nullcontext(), lock("x", wait=5):
+        pass
+    assert is_free("x")
 
 
 @servers

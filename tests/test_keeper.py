@@ -104,8 +104,10 @@ def test_a_stolen_lock_is_told_by_the_next_renewal() -> None:
     told = threading.Event()
     lock_lost.connect(receiver := lambda **kwargs: told.set())
     try:
-        with pytest.raises(LockLost), lock("x", ttl=0.9) as lease:
+        with pytest.raises(LockLost), lock("x", ttl=60) as lease:
             steal("x")
+            lease._term.next_renewal = 0.0
+            keeper.rounds("default")._thread.wake()
             assert told.wait(2)
             assert lease.lost
             with pytest.raises(LockLost):
@@ -153,6 +155,30 @@ def test_a_row_locked_by_another_transaction_is_unknown() -> None:
             cursor.execute("ROLLBACK")
         time.sleep(1.2)
         lease.check()
+
+
+@servers
+def test_a_row_locked_by_another_transaction_moves_no_trust() -> None:
+    with lock("x", ttl=60) as lease, other_session() as cursor:
+        term = lease._term
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1 FROM distlock_distributedlock WHERE name = 'x' FOR UPDATE")
+        trusted = term.trusted_until
+        with renewals_that(lambda real, on, held: real(on, held)) as calls:
+            term.next_renewal = 0.0
+            keeper.rounds("default")._thread.wake()
+            assert eventually(lambda: calls and term.next_renewal)
+        assert term.trusted_until == trusted
+        cursor.execute("ROLLBACK")
+
+
+@servers
+def test_a_row_that_is_locked_here_is_not_asked_for() -> None:
+    with renewals_that(lambda real, on, held: real(on, held)) as calls:
+        with transaction.atomic():
+            lock("x", ttl=0.6).acquire().release()
+            time.sleep(0.5)
+        assert calls == []
 
 
 @servers

@@ -18,8 +18,9 @@ pytestmark = pytest.mark.vendor("sqlite")
 
 LAYERS = {
     "edge": "apps admin states checks testing management contrib",
-    "API": "arguments locks leases decorators places hooks transactions atomics jobs fencing",
-    "engine": "keeper waiting lookout background connections contexts limits terms",
+    "API": "arguments locks acquisitions turns leases decorators places hooks transactions atomics "
+    "jobs fencing",
+    "engine": "keeper waiting lookout errands background connections contexts limits terms",
     "store": "backends models migrations",
     "ground": "events signals conf exceptions deadlines",
 }

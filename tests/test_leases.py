@@ -15,7 +15,7 @@ import pytest
 from django.db import connection, connections, transaction
 from django.test import TestCase, override_settings
 
-from distlock import AlreadyHeld, Lease, LockBusy, LockLost, lock
+from distlock import AlreadyHeld, Lease, LockBusy, LockError, LockLost, lock
 from distlock.connections import private
 from distlock.keeper import keeper
 from distlock.signals import lock_acquired, lock_busy, lock_lost, lock_released
@@ -132,6 +132,12 @@ def test_reentrant_nests_with_the_same_token() -> None:
     assert is_free("x")
 
 
+def test_a_nested_block_is_told_of_a_loss_as_well() -> None:
+    with pytest.raises(LockLost), lock("x", ttl=0.2, renew=False):
+        with pytest.raises(LockLost), lock("x", reentrant=True):
+            time.sleep(0.3)
+
+
 def test_reentrancy_sends_no_sql(django_assert_num_queries: Any) -> None:
     with lock("x"), django_assert_num_queries(0), lock("x", reentrant=True):
         pass
@@ -147,6 +153,17 @@ def test_a_lost_lease_does_not_nest() -> None:
     time.sleep(0.3)
     with lock("x") as second:
         assert second.token > first.token
+    with pytest.raises(LockLost):
+        first.release()
+
+
+def test_a_lease_that_nobody_may_trust_does_not_nest() -> None:
+    """Even if the keeper has not looked at it yet."""
+    first = lock("x", renew=False).acquire()
+    time.sleep(0.2)  # now the keeper sleeps
+    first._term.trusted_until = 0.0
+    with pytest.raises(LockBusy):
+        lock("x", wait=0).acquire()
     with pytest.raises(LockLost):
         first.release()
 
@@ -189,6 +206,7 @@ def test_a_late_release_leaves_the_next_holder_alone() -> None:
     thief = row("x")
     with pytest.raises(LockLost):
         lease.release()
+    lease.release()  # told once
     assert row("x") == thief
 
 
@@ -199,6 +217,20 @@ def test_an_expired_lease_is_not_renewed_back_to_life() -> None:
     with pytest.raises(LockLost):
         lease.renew()
     assert is_free("x")
+
+
+@servers
+def test_a_renewal_that_meets_a_locked_row_changes_nothing() -> None:
+    with lock("x", ttl=5, renew=False) as lease:
+        before = lease.expires_at
+        with other_session() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute("SELECT 1 FROM distlock_distributedlock WHERE name = 'x' FOR UPDATE")
+            with pytest.raises(LockError, match="was not renewed"):
+                lease.renew()
+            cursor.execute("ROLLBACK")
+        assert lease.expires_at == before
+        lease.check()
 
 
 def test_renew_extends_and_may_change_the_ttl() -> None:
@@ -428,11 +460,11 @@ def test_a_forked_child_owns_nothing_of_its_parents() -> None:
 
     def child() -> None:
         assert lease.lost
+        assert lease.__exit__(None, None, None) is None
         with pytest.raises(LockLost, match="fork"):
             lease.check()
         with pytest.raises(LockLost, match="fork"):
             lease.release()
-        assert lease.__exit__(None, None, None) is None
         assert keeper._rounds == {}
         assert private("default")._connection is None
         gc.collect()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from distlock.backends import backend_for
 from distlock.connections import private
 from distlock.keeper import keeper
 from distlock.places import place
-from distlock.signals import lock_lost, lock_released
+from distlock.signals import lock_released
 from tests.app.models import Counter
 from tests.support import becomes_free, in_thread, is_free, other_session, row, steal
 
@@ -49,10 +48,20 @@ def test_a_lease_is_collected_while_the_keeper_works() -> None:
     assert becomes_free("x", 3)
 
 
+def interrupt_amid_a_statement(on: Any) -> None:
+    """Raise between two messages: a statement was sent, and its answer is not fetched."""
+    on.ensure_connection()
+    if on.vendor == "postgresql":
+        on.connection.pgconn.send_query(b"SELECT 1")
+    else:
+        on.connection.query("SELECT 1")
+    raise KeyboardInterrupt
+
+
 @servers
 def test_an_interrupt_does_not_spoil_the_private_connection() -> None:
-    with pytest.raises(KeyboardInterrupt), private("default").use():
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), private("default").use() as own:
+        interrupt_amid_a_statement(own)
     with transaction.atomic(), lock("x"):
         pass
     assert is_free("x")
@@ -119,12 +128,13 @@ def test_a_shorter_ttl_is_kept_by_the_keeper() -> None:
 
 @servers
 def test_renewals_go_on_after_a_rolled_back_release() -> None:
-    lease = lock("x", ttl=1.2).acquire()
+    """At once: the keeper, which passes over what is pinned, would look again too late."""
+    lease = lock("x", ttl=2).acquire()
     with pytest.raises(Boom), transaction.atomic():
         lease.release()
-        time.sleep(0.3)
+        time.sleep(1.5)
         raise Boom
-    time.sleep(1.5)
+    time.sleep(0.8)
     lease.check()
     lease.release()
 
@@ -249,22 +259,6 @@ def test_a_guard_without_renewals_is_checked_again_at_commit() -> None:
 
 
 @servers
-def test_a_renewal_under_way_does_not_take_a_release_for_a_loss() -> None:
-    lost: list[str] = []
-    lock_lost.connect(receiver := lambda reason, **kwargs: lost.append(reason))
-    try:
-        end = time.monotonic() + 2
-        while time.monotonic() < end:
-            lease = lock("x", ttl=0.09).acquire()
-            time.sleep(0.028)
-            lease.release()
-        time.sleep(0.1)
-    finally:
-        lock_lost.disconnect(receiver)
-    assert lost == []
-
-
-@servers
 def test_a_slow_receiver_does_not_stop_the_keeper() -> None:
     threads: list[str] = []
 
@@ -328,18 +322,10 @@ def test_sqlite_a_lease_that_outlives_its_transaction_is_renewed() -> None:
     lease.release()
 
 
-@postgresql
+@servers
 def test_an_interrupted_statement_does_not_spoil_the_callers_connection() -> None:
-    def raise_boom(*arguments: Any) -> None:
-        raise Boom
-
-    previous = signal.signal(signal.SIGALRM, raise_boom)
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
-    try:
-        with pytest.raises(Boom):
-            place("default").run(lambda on: on.cursor().execute("SELECT pg_sleep(2)"))
-    finally:
-        signal.signal(signal.SIGALRM, previous)
+    with pytest.raises(KeyboardInterrupt):
+        place("default").run(interrupt_amid_a_statement)
     assert Counter.objects.count() == 0
 
 

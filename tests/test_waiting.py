@@ -258,6 +258,9 @@ def test_a_signal_ends_a_wait_at_once_and_the_next_one_is_served() -> None:
 class Deaf:
     """A waiter that is woken and does nothing."""
 
+    def ticket(self) -> None:
+        """It has none."""
+
     def wake(self) -> None:
         pass
 

@@ -204,6 +204,9 @@ class Backend:
     ddl_commits: ClassVar[bool] = False
     """Whether a statement, or an error, may end a transaction behind Django's back."""
 
+    batch: ClassVar[int] = 500
+    """How many leases one statement renews."""
+
     contention: ClassVar[frozenset[str | int]] = frozenset({"40001", "40P01", "55P03"})
     """The codes of errors which say that somebody else was there first."""
 
@@ -258,9 +261,9 @@ class Backend:
         raise NotImplementedError
 
     def look(
-        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]], *, mark: bool = True
     ) -> Mapping[tuple[str, int], Seen]:
-        """Return what these rows say to those who wait for them, and mark them as wanted.
+        """Return what these rows say to those who wait for them; `mark` them as wanted.
 
         What has no row is missing, and free. Only a database that notifies has such a mark; a row
         that is locked cannot be given one.

@@ -175,7 +175,7 @@ class Generic(Backend):
         return holder_of((*row[:3], acquired, self._us(row[4]), *row[5:9]))
 
     def look(
-        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]], *, mark: bool = True
     ) -> Mapping[tuple[str, int], Seen]:
         now = self.clock(connection)
         among = " OR ".join(["(name = %s AND slot = %s)"] * len(keys))

@@ -1,7 +1,7 @@
 """PostgreSQL: every verb is one statement, and the clock is `clock_timestamp()`.
 
-A grant is planned twice as fast where it need not know how to insert, so the first try only updates
-the row, which is there for all but new names. What finds none goes the whole way.
+To plan a grant takes longer than to execute it, so a session that is used often has that done once;
+see `plans.py`.
 
 `now()` is the start of the transaction: an expiry computed with it in a long transaction has
 already passed. Statements that change a row's owner follow Note [FOR UPDATE] in `base.py`.
@@ -15,9 +15,10 @@ so there it is never touched.
 # Note [Wanted]
 NOTIFY in every release would serialise all commits of the database. So a waiter writes into the
 row until when it waits, and only a release that finds such a mark notifies, in its own statement:
-in a caller's transaction the message is sent with its COMMIT. Grants never clear the mark, for
-others may wait still; it runs out a second after the lease that the waiter saw, and whoever then
-still waits renews it. A message only wakes: the row decides.
+in a caller's transaction the message is sent with its COMMIT. So does a renewal that lets a lease
+end sooner. Grants never clear the mark, for others may wait still; it runs out a second after the
+lease that the waiter saw, and whoever then still waits renews it. A message only wakes: the row
+decides.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from .base import (
     parameters_of,
     trace_of,
 )
+from .plans import Plans, Statement
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -69,29 +71,26 @@ ALIVE = "l.owner = %(owner)s AND l.expires_at > clock.now"  # see Note [A grant 
 OURS = f"{ROW} AND (l.owner = %(owner)s OR (l.owner = '' AND l.fencing_token = %(token)s))"
 
 
-def _regrant(clock: str) -> str:
-    return f"""
-UPDATE {TABLE} l SET owner = %(owner)s,
-    fencing_token = CASE WHEN free.alive THEN l.fencing_token
-        ELSE GREATEST(l.fencing_token + 1, {_us("free.now")}) END,
-    acquired_at = free.now,
-    expires_at = free.now + %(first)s * interval '1 microsecond', ttl = %(ttl)s,
-    host = %(host)s, pid = %(pid)s, thread = %(thread)s, note = %(note)s,
-    acquisitions = l.acquisitions + 1,
-    losses = l.losses + CASE WHEN l.owner IN ('', %(owner)s) THEN 0 ELSE 1 END,
-    total_wait = l.total_wait + %(waited)s,
-    longest_wait = GREATEST(l.longest_wait, %(waited)s)
-FROM (
-    SELECT l.id, clock.now, {ALIVE} AS alive FROM {TABLE} l, {clock} clock
-    WHERE {ROW} AND (l.expires_at <= clock.now OR {NOBODYS} OR l.owner = %(owner)s)
-    FOR UPDATE OF l SKIP LOCKED
-) AS free WHERE l.id = free.id
-RETURNING l.fencing_token, {_us("l.acquired_at")}, {_us("l.expires_at")}"""
-
-
 def _grant(clock: str) -> str:
     return f"""
-WITH clock AS MATERIALIZED ({clock}), upd AS ({_regrant("")}), ins AS (
+WITH clock AS MATERIALIZED ({clock}), free AS (
+    SELECT l.id, {ALIVE} AS alive FROM {TABLE} l, clock
+    WHERE {ROW} AND (l.expires_at <= clock.now OR {NOBODYS} OR l.owner = %(owner)s)
+    FOR UPDATE OF l SKIP LOCKED
+), upd AS (
+    UPDATE {TABLE} l SET owner = %(owner)s,
+        fencing_token = CASE WHEN free.alive THEN l.fencing_token
+            ELSE GREATEST(l.fencing_token + 1, {_us("clock.now")}) END,
+        acquired_at = clock.now,
+        expires_at = clock.now + %(first)s * interval '1 microsecond', ttl = %(ttl)s,
+        host = %(host)s, pid = %(pid)s, thread = %(thread)s, note = %(note)s,
+        acquisitions = l.acquisitions + 1,
+        losses = l.losses + CASE WHEN l.owner IN ('', %(owner)s) THEN 0 ELSE 1 END,
+        total_wait = l.total_wait + %(waited)s,
+        longest_wait = GREATEST(l.longest_wait, %(waited)s)
+    FROM free, clock WHERE l.id = free.id
+    RETURNING l.fencing_token, {_us("l.acquired_at")}, {_us("l.expires_at")}
+), ins AS (
     INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
         host, pid, thread, note, acquisitions, losses,
         total_hold, longest_hold, total_wait, longest_wait)
@@ -118,33 +117,42 @@ UPDATE {TABLE} l SET owner = '',
 FROM ({clock}) clock WHERE """
 
 
-REGRANT = f"{_regrant(f'({CLOCK})')}, {IDENTITY}"
-REGRANT_ASYNC = f"{_regrant(f'({CLOCK_ASYNC})')}, {IDENTITY}"
-GRANT = _grant(CLOCK)
-GRANT_ASYNC = _grant(CLOCK_ASYNC)
+TYPES = {
+    **dict.fromkeys(("name", "owner", "host", "thread", "note"), "varchar"),
+    **dict.fromkeys(("pid", "token", "ttl", "first", "waited", "min_hold"), "bigint"),
+    "slot": "integer",
+}
+GRANT, GRANT_ASYNC = (
+    Statement(f"distlock_{name}", _grant(clock), TYPES)
+    for name, clock in (("grant", CLOCK), ("grant_async", CLOCK_ASYNC))
+)
 
+NOTIFY = (  # see Note [Wanted]
+    f"CASE WHEN l.wanted_until > clock.now THEN pg_notify('{TABLE}', l.slot || ' ' || l.name) END"
+)
 RENEW = f"""
 WITH clock AS MATERIALIZED ({CLOCK}), wanted AS (
     SELECT * FROM unnest(%(names)s::varchar[], %(slots)s::int[], %(owners)s::varchar[])
         AS wanted (name, slot, owner)
 ), alive AS (
-    SELECT l.id FROM {TABLE} l JOIN wanted USING (name, slot, owner), clock
+    SELECT l.id, l.expires_at FROM {TABLE} l JOIN wanted USING (name, slot, owner), clock
     WHERE l.expires_at > clock.now
     FOR NO KEY UPDATE OF l SKIP LOCKED
 ), upd AS (
     UPDATE {TABLE} l SET ttl = COALESCE(%(ttl)s, l.ttl),
         expires_at = clock.now + COALESCE(%(ttl)s, l.ttl) * interval '1 microsecond'
     FROM alive, clock WHERE l.id = alive.id
-    RETURNING l.owner, {_us("l.expires_at")} AS expires
-) SELECT l.owner, upd.expires
-FROM wanted JOIN {TABLE} l USING (name, slot, owner) LEFT JOIN upd USING (owner), clock
-WHERE upd.owner IS NOT NULL OR l.expires_at > clock.now"""
+    RETURNING l.owner, {_us("l.expires_at")} AS expires,
+        CASE WHEN l.expires_at < alive.expires_at THEN {NOTIFY} END AS sooner
+) SELECT owner, expires, sooner FROM upd UNION ALL
+SELECT l.owner, NULL, NULL FROM {TABLE} l JOIN wanted USING (name, slot, owner), clock
+WHERE l.expires_at > clock.now AND l.owner NOT IN (SELECT owner FROM upd)"""
+# No join with upd: its rows are estimated at one, and thousands would be joined in nested loops.
 
-NOTIFY = (  # see Note [Wanted]
-    f"CASE WHEN l.wanted_until > clock.now THEN pg_notify('{TABLE}', l.slot || ' ' || l.name) END"
-)
 RELEASE = f"{_release(CLOCK)}{OURS} RETURNING {NOTIFY}"
-RELEASE_ASYNC = f"{_release(CLOCK_ASYNC)}{OURS} RETURNING {NOTIFY}"
+RELEASE_ASYNC = Statement(
+    "distlock_release", f"{_release(CLOCK_ASYNC)}{OURS} RETURNING {NOTIFY}", TYPES
+)
 
 FREE = f"""
 WITH mine AS (
@@ -173,7 +181,8 @@ WITH clock AS MATERIALIZED ({CLOCK}), awaited AS (
     SELECT * FROM unnest(%(names)s::varchar[], %(slots)s::int[]) AS awaited (name, slot)
 ), busy AS (
     SELECT l.id FROM {TABLE} l JOIN awaited USING (name, slot), clock
-    WHERE l.expires_at > clock.now AND NOT {NOBODYS} AND l.wanted_until < l.expires_at
+    WHERE %(mark)s AND l.expires_at > clock.now AND NOT {NOBODYS}
+        AND l.wanted_until < l.expires_at
     FOR NO KEY UPDATE OF l SKIP LOCKED
 ), marked AS (
     UPDATE {TABLE} l SET wanted_until = l.expires_at + interval '1 second'
@@ -220,19 +229,17 @@ class PostgreSQL(Backend):
     release_keeps_snapshot = True
     guard_blocks_renewal = False
     notifies = True
+    batch = 2_000
 
     def __init__(self) -> None:
         self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+        self._plans = Plans()
         self._messages: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
-        parameters = claim.parameters(waited)
+        grant = GRANT if claim.durable else GRANT_ASYNC
         with connection.cursor() as cursor:
-            if waited == 0:
-                cursor.execute(REGRANT if claim.durable else REGRANT_ASYNC, parameters)
-                if row := cursor.fetchone():
-                    return Grant(*row)
-            cursor.execute(GRANT if claim.durable else GRANT_ASYNC, parameters)
+            self._plans.run(connection, cursor, grant, claim.parameters(waited))
             row = cursor.fetchone()
         return Grant(*row) if row else None
 
@@ -252,17 +259,22 @@ class PostgreSQL(Backend):
         }
         with connection.cursor() as cursor:
             cursor.execute(RENEW, parameters)
-            return dict(cursor.fetchall())
+            return {owner: expires for owner, expires, _ in cursor.fetchall()}
 
     def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
-        sql = RELEASE_ASYNC if alone else RELEASE
+        parameters = parameters_of(held)
         with connection.cursor() as cursor:
+            if not alone:
+                cursor.execute(RELEASE, parameters)
+                return bool(cursor.rowcount == 1)
             try:
-                cursor.execute(sql, parameters_of(held))
+                self._plans.run(connection, cursor, RELEASE_ASYNC, parameters)
             except DatabaseError as error:
-                if not alone or error_code(error) != "40001":
+                if error_code(error) != "40001":
                     raise
-                cursor.execute(sql, parameters_of(held))  # above READ COMMITTED: it had to wait
+                cursor.execute(
+                    RELEASE_ASYNC.sql, parameters
+                )  # above READ COMMITTED: it had to wait
             return bool(cursor.rowcount == 1)
 
     def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
@@ -293,11 +305,11 @@ class PostgreSQL(Backend):
         return holder_of(row) if row else None
 
     def look(
-        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]], *, mark: bool = True
     ) -> Mapping[tuple[str, int], Seen]:
         names, slots = map(list, zip(*keys, strict=True))
         with connection.cursor() as cursor:
-            cursor.execute(LOOK, {"names": names, "slots": slots})
+            cursor.execute(LOOK, {"names": names, "slots": slots, "mark": mark})
             return {
                 (name, slot): Seen(token, max(0, time_left), marked)
                 for name, slot, token, time_left, marked in cursor.fetchall()
@@ -374,10 +386,12 @@ class PostgreSQL(Backend):
             self._messages[physical] = messages
             physical.add_notify_handler(lambda message: messages.append(message.payload))
         with connection.cursor() as cursor:
-            cursor.execute(f"LISTEN {TABLE}")
             cursor.execute("SELECT pg_backend_pid()")
-            # A pooler makes up a pid of its own, and may hand the session that listens to another.
-            return bool(cursor.fetchone()[0] == physical.info.backend_pid)
+            # A pooler makes up a pid of its own, and would hand the session to others.
+            if cursor.fetchone()[0] != physical.info.backend_pid:
+                return False
+            cursor.execute(f"LISTEN {TABLE}")
+            return True
 
     def heard(self, connection: BaseDatabaseWrapper) -> list[tuple[str, int]]:
         physical = connection.connection

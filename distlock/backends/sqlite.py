@@ -154,7 +154,7 @@ class SQLite(Generic):
         return holder_of(row) if row else None
 
     def look(
-        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]]
+        self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]], *, mark: bool = True
     ) -> Mapping[tuple[str, int], Seen]:
         among = ", ".join(["(%s, %s)"] * len(keys))
         with connection.cursor() as cursor:

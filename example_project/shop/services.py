@@ -6,6 +6,7 @@ same time by several processes, each is wrong, and one line above it makes it ri
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from distlock import lock
@@ -36,6 +37,17 @@ def sell_without_lock(product_id: int) -> bool:
 def sell(product_id: int) -> bool:
     """Sell one piece; `False` if there is none left."""
     return sell_without_lock(product_id)
+
+
+# A coroutine: while it waits, for the lock or for the supplier, it occupies no thread. It is not
+# atomic, for Django has no transactions across an `await`.
+@lock("stock:{product_id}", wait=60)
+async def restock(product_id: int) -> None:
+    """Order one piece from the supplier, and put it into stock."""
+    product = await Product.objects.aget(pk=product_id)
+    await asyncio.sleep(THINKING)
+    product.stock += 1
+    await product.asave()
 
 
 # -- a payment, captured twice -------------------------------------------------------------------

@@ -39,6 +39,17 @@ def buy(request: HttpRequest, product_id: int) -> HttpResponse:
 
 
 @require_POST
+async def restock(request: HttpRequest, product_id: int) -> HttpResponse:
+    """Order one more from the supplier. Many requests may wait for that, and none has a thread."""
+    try:
+        await services.restock(product_id)
+        messages.info(request, "Delivered.")
+    except LockBusy:
+        messages.error(request, "The supplier is busy. Please try again.")
+    return redirect("index")
+
+
+@require_POST
 def capture(request: HttpRequest, payment_id: int) -> HttpResponse:
     """Take a customer's money."""
     try:

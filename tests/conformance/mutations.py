@@ -1,6 +1,6 @@
 """Break each safety line of the backends on purpose, and see that a test fails.
 
-    python -m tests.conformance.mutations [--db postgresql] [--only WORD]
+    python -m tests.conformance.mutations [--db postgresql] [--only WORD] [--jobs 2]
 
 The mutants stand in mutants/<name of the file in distlock/backends>.txt; `tests/mutants.py` says
 what is in there, and what is printed. It takes some minutes, so the suite does not run it: do so by
@@ -17,7 +17,7 @@ from tests.mutants import Mutant, read, run
 FOLDER = Path(__file__).parent / "mutants"
 FILES = {
     "sqlite": ["sqlite", "base"],
-    "postgresql": ["postgresql", "generic", "base"],
+    "postgresql": ["postgresql", "plans", "generic", "base"],
     "mariadb": ["mysql", "generic"],
 }
 

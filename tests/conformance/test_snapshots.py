@@ -199,8 +199,10 @@ def test_a_release_of_its_own_that_had_to_wait_is_told_what_became_of_it(
             execute(f"UPDATE {TABLE} SET {what} WHERE name = 'n'", on=somebody)
             commit = threading.Timer(0.3, somebody.commit)
             commit.start()
-            assert backend.release(mine, held, alone=True) is not stolen
-            commit.join()
+            try:
+                assert backend.release(mine, held, alone=True) is not stolen
+            finally:
+                commit.join()
     assert stored().owner == ("you" if stolen else "")
 
 

@@ -81,6 +81,46 @@ def test_the_page(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+UNDER_ASGI = """
+import asyncio, threading, time, urllib.request
+from contextlib import suppress
+import django; django.setup()
+from django.conf import settings
+settings.MIDDLEWARE.remove("django.middleware.csrf.CsrfViewMiddleware")
+settings.LOGGING_CONFIG = None
+from django.core.management import call_command; call_command("migrate", verbosity=0)
+from django.db import connection
+from example_project.shop.models import Product
+import uvicorn
+from example_project.asgi import application
+bicycle = Product.objects.create(name="Bicycle", stock=20)
+server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="warning"))
+thread = threading.Thread(target=server.run, daemon=True)
+thread.start()
+while not server.started:
+    time.sleep(0.01)
+port = server.servers[0].sockets[0].getsockname()[1]
+def post(path):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=b"")
+    opener.open(request, timeout=60).close()
+paths = [f"/restock/{bicycle.pk}/"] * 25 + [f"/buy/{bicycle.pk}/"] * 10
+threads = [threading.Thread(target=post, args=(path,)) for path in paths]
+[one.start() for one in threads]
+[one.join() for one in threads]
+bicycle.refresh_from_db()
+assert bicycle.stock == 20 + 25 - 10, bicycle.stock
+server.should_exit = True
+thread.join(20)
+assert not thread.is_alive()
+"""
+
+
+def test_coroutines_and_threads_of_an_asgi_server_share_a_lock(tmp_path: Path) -> None:
+    done = example(tmp_path, "-c", UNDER_ASGI)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_migrations_are_complete(tmp_path: Path) -> None:
     done = example(tmp_path, "manage.py", "makemigrations", "--check", "--dry-run")
     assert done.returncode == 0, done.stdout

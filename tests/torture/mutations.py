@@ -1,6 +1,6 @@
 """Break each safety line of the package on purpose, and see that a test fails.
 
-    python -m tests.torture.mutations [--db postgresql] [--module leases] [--only WORD]
+    python -m tests.torture.mutations [--db postgresql] [--module leases] [--only WORD] [--jobs 2]
 
 Three kinds of lines: those of the statements that fencing and mutual exclusion rest on (by name,
 from tests/conformance/mutants), those of mutants/<module>.txt here, in the rest of the package, and
@@ -25,9 +25,12 @@ MODULES = (
     "leases",
     "terms",
     "keeper",
+    "acquisitions",
+    "contexts",
+    "errands",
+    "turns",
     "lookout",
     "waiting",
-    "locks",
     "places",
     "connections",
     "limits",

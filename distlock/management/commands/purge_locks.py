@@ -13,7 +13,7 @@ from ...backends import backend_for
 from ...backends.base import EPOCH, MICROSECOND, TABLE
 from ...conf import settings
 from ...deadlines import Seconds, jitter, seconds
-from ...models import NAMED, DistributedLock
+from ...models import NAMED, DistributedLock, Ticket
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -23,6 +23,8 @@ LARGEST_BATCH = 10_000
 """Below what every database takes as parameters of one statement."""
 
 TRIES = 5
+LONG_DEAD = 60 * 1_000_000
+"""Microseconds without a sign of life after which nobody will come back for a ticket."""
 
 
 class Command(BaseCommand):
@@ -76,6 +78,8 @@ class Command(BaseCommand):
             self.stdout.write(f"{verb} {locks} whose lease ended at least {older_than:.15g} s ago.")
 
     def _purge(self, connection: BaseDatabaseWrapper, older_than: int, limit: int) -> None:
+        now = backend_for(connection).clock(connection)
+        Ticket.objects.using(connection.alias).filter(alive_until__lt=now - LONG_DEAD).delete()
         after = 0
         while batch := _batch(connection, older_than, after, limit):
             count, after = batch

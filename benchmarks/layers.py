@@ -1,0 +1,100 @@
+"""Where the time of distlock's acquire and release goes on PostgreSQL.
+
+The two statements are caught as they are sent and replayed below: by Django's cursor alone, by the
+bare driver, prepared, and without the wait for the disk. Between two layers stands what the upper
+one adds. All are timed cycle by cycle in turn, in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import Any
+
+from django.db import connection
+
+from tests.databases import connect, query
+
+from .contenders.base import Contender
+from .contenders.raw import RawLease
+from .figures import percentile
+from .servers import COUNTING
+from .tasks import timed
+from .watching import Statement, Watch
+
+Pair = list[Statement]
+TABLE = "distlock_distributedlock"
+
+
+def measure(contender: Contender, name: str, cycles: int) -> dict[str, float]:
+    """Seconds of the median cycle of each layer, and the server's own account of the statements.
+
+    Raises `RuntimeError` if acquire and release are not two statements that can be replayed.
+    """
+    timed(contender.cycle, [name], 50)
+    with Watch() as watch:
+        contender.cycle(name)
+    pair = watch.seen
+    if len(pair) != 2:
+        raise RuntimeError(f"acquire and release are {len(pair)} statements, not 2")
+    _reset(contender.url)
+    with ExitStack() as stack:
+        raw, plain = (stack.enter_context(closing(connect(contender.url))) for _ in range(2))
+        plain.execute("SET synchronous_commit = off")
+        lease = RawLease(contender.url)
+        lease.prepare()
+        ways: dict[str, Callable[[str], None]] = {
+            "distlock": contender.cycle,
+            "Django's cursor": lambda _: _by_django(pair),
+            "psycopg": lambda _: _by_psycopg(raw, pair, prepare=False),
+            "psycopg, prepared": lambda _: _by_psycopg(raw, pair, prepare=True),
+            "psycopg, prepared, no fsync": lambda _: _by_psycopg(plain, pair, prepare=True),
+            "raw lease": lease.cycle,
+            "two SELECT 1, psycopg, prepared": lambda _: _nothing(raw),
+        }
+        spent: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(cycles):
+            for way, cycle in ways.items():
+                spent[way] += timed(cycle, [name], 1)
+        lease.local.connection.close()
+    figures = {way: percentile(times, 0.5) for way, times in spent.items()}
+    return figures | _by_the_server(contender.url)
+
+
+def _by_django(pair: Pair) -> None:
+    for sql, parameters, _ in pair:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            _check(cursor)
+
+
+def _by_psycopg(session: Any, pair: Pair, *, prepare: bool) -> None:
+    for sql, parameters, _ in pair:
+        _check(session.execute(sql, parameters, prepare=prepare))
+
+
+def _check(cursor: Any) -> None:
+    if cursor.rowcount != 1:
+        raise RuntimeError("a replayed statement did not do what it did at first")
+
+
+def _nothing(session: Any) -> None:
+    for _ in range(2):
+        session.execute("SELECT 1", prepare=True).fetchone()
+
+
+def _reset(url: str) -> None:
+    query(url, "SELECT pg_stat_statements_reset()", name=COUNTING)
+
+
+def _by_the_server(url: str) -> dict[str, float]:
+    """Seconds of planning and of executing one pair, as the server has it; without the commits."""
+    row = query(
+        url,
+        "SELECT sum(total_plan_time) / sum(plans), sum(total_exec_time) / sum(calls) "
+        f"FROM pg_stat_statements WHERE query LIKE '%{TABLE}%' AND query LIKE '%UPDATE%'",
+        name=COUNTING,
+    )
+    assert row is not None
+    planned, executed = (2 * float(milliseconds) / 1000 for milliseconds in row)
+    return {"planning on the server": planned, "execution on the server": executed}

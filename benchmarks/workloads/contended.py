@@ -1,0 +1,108 @@
+"""Many want one name: how it is handed over, and what waiting costs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+
+from ..contenders.base import Contender
+from ..figures import Turn, hand_overs, percentile
+from ..processes import Process, crew, sleep_until
+from .base import Bench, Table
+
+HOLD = 0.002
+PROCESSES = 4
+WAITERS = 32
+CROWDS = {"2": (2, 2), "8": (8, 4), "32": (32, 4), "8 apart": (8, 8)}
+"""Workers, and the processes that they are threads of."""
+WARM_UP = 0.5
+_run = itertools.count()
+
+
+def hand_over(bench: Bench) -> Table:
+    """Workers in several processes take one name again and again, and hold it for 2 ms."""
+    contenders = [each for each in bench.chosen() if each.contended]
+    table: Table = {}
+    for crowd, (size, processes) in CROWDS.items():
+        found = bench.rounds(
+            contenders,
+            bench.either(1, 2),
+            lambda contender, _, size=size, processes=processes: _hand_over(
+                bench, contender, size, processes
+            ),
+        )
+        for key, figures in found.items():
+            table.setdefault(key, {}).update({f"{k}@{crowd}": v for k, v in figures.items()})
+    return table
+
+
+def _hand_over(
+    bench: Bench, contender: type[Contender], size: int, processes: int
+) -> Mapping[str, float | None]:
+    threads = size // processes
+    seconds = bench.either(1.5, 3.0)
+    stand = bench.stand(contender)
+    with crew(
+        processes,
+        contender.key,
+        stand.url,
+        "contend",
+        name=f"hand-over:{next(_run)}",
+        threads=threads,
+        seconds=seconds + WARM_UP,
+        hold=HOLD,
+    ) as workers:
+        for worker in workers:
+            worker.go()
+        start = time.monotonic() + WARM_UP
+        sleep_until(start)
+        before = stand.statements()
+        sleep_until(start + seconds - 0.05)
+        end = time.monotonic()
+        after = stand.statements()
+        turns = [Turn(*turn) for worker in workers for turn in worker.result()]
+    names = [f"p{p}t{t}" for p in range(processes) for t in range(threads)]
+    found = hand_overs(turns, start, end, names)
+    bench.judge(contender, found.violations, f"with {size} workers")
+    counted = before is not None and after is not None and found.turns
+    return {
+        "p50": percentile(found.gaps, 0.5) if found.gaps else None,
+        "p99": percentile(found.gaps, 0.99) if found.gaps else None,
+        "statements": (after - before) / found.turns if counted else None,  # type: ignore[operator]
+        "jain": found.jain,
+        "longest": found.longest_wait,
+        "spread": found.longest_wait / found.mean_wait if found.mean_wait else None,
+        "rate": found.turns / (end - start),
+        "violations": found.violations,
+    }
+
+
+def waiting(bench: Bench) -> Table:
+    """32 wait in four processes for a name that a fifth process holds."""
+    contenders = [each for each in bench.chosen() if each.contended]
+    return bench.rounds(contenders, 1, lambda contender, _: _waiting(bench, contender))
+
+
+def _waiting(bench: Bench, contender: type[Contender]) -> Mapping[str, float | None]:
+    stand, name = bench.stand(contender), f"waiting:{next(_run)}"
+    seconds = bench.either(2.0, 5.0)
+    stand.wait_empty()
+    with Process(contender.key, stand.url, "hold", name=name) as holder:
+        holder.wait_ready()
+        threads = WAITERS // PROCESSES
+        with crew(
+            PROCESSES, contender.key, stand.url, "wait", name=name, threads=threads
+        ) as waiters:
+            time.sleep(1.0)
+            before, start = stand.statements(), time.monotonic()
+            sleep_until(start + seconds)
+            after, span = stand.statements(), time.monotonic() - start
+            sessions = stand.sessions()
+            for waiter in waiters:
+                waiter.go()
+            results = [waiter.result() for waiter in waiters]
+    bench.judge(contender, sum(result["granted"] for result in results), "while it was held")
+    rate = None if before is None or after is None else (after - before) / span
+    cpu = sum(result["cpu"] for result in results) / (seconds + 1)
+    return {"statements": rate, "sessions": sessions, "cpu": cpu}

@@ -1,0 +1,231 @@
+"""One acquisition: what a thread or task asks for, from its claim to its lease.
+
+Everything here that sends statements runs in one thread: the caller's, or the one that Django gives
+to a task for what is synchronous (`errands.py`). Only the waiting in between is different.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import Error, InterfaceError, OperationalError
+from django.utils.asyncio import async_unsafe
+
+from . import contexts, signals, waiting
+from .backends.base import Claim, Grant
+from .background import soon
+from .conf import settings
+from .deadlines import Deadline, clock, seconds
+from .errands import Errand
+from .exceptions import AlreadyHeld, LockError
+from .keeper import can_keep, keeper
+from .leases import Lease
+from .lookout import lookout
+from .places import Place, place
+from .terms import Key, Term
+from .turns import Turn
+
+if TYPE_CHECKING:
+    from .locks import Lock
+
+Granted = tuple[Grant, float]
+"""A grant, and the seconds waited for it."""
+
+
+class Acquisition:
+    """A try to get a lock, for as long as its deadline allows."""
+
+    def __init__(self, lock: Lock, deadline: Deadline) -> None:
+        self._lock = lock
+        self._deadline = deadline
+        self._context = contexts.current()
+        self._alias = lock.alias
+        self._claim = _claim_of(lock)
+        self._requested = clock()
+        self._where: Place | None = None
+        self._line: waiting.Line | None = None
+        self._turn: Turn | None = None
+
+    @async_unsafe(
+        "A coroutine must await aacquire(), or use `async with`: this would block the event loop."
+    )
+    def run(self) -> Lease | None:
+        """Return a lease, or `None` if the lock is busy at the deadline. Sleeps in this thread."""
+        return self._nested() or self._adopted() or self._lease(self._try_and_wait)
+
+    async def arun(self) -> Lease | None:
+        """Return a lease, or `None` if the lock is busy at the deadline.
+
+        Cancelled, it leaves no lease behind, and needs the event loop no more for that.
+        """
+        lease = self._nested()
+        if lease is not None:
+            return lease
+        try:
+            lease = await self._errand(lambda: self._adopted() or self._lease(self._try_first))
+            if lease is None and self._deadline.left > 0:
+                lease = await waiting.await_for(self._try_in_thread, self._deadline, self._line)
+            if lease is None and self._turn:
+                await Errand(self._turn.leave).run()
+        finally:
+            if self._turn:
+                self._turn.abandon()
+        return lease
+
+    async def _try_in_thread(self, waited: float) -> Lease | None:
+        def attempt() -> Granted | None:
+            # Anew: a task that outlives its request goes on in another thread.
+            self._where = place(self._alias, to_acquire=True)
+            return self._try(waited)
+
+        return await self._errand(lambda: self._lease(attempt))
+
+    async def _errand(self, function: Callable[[], Lease | None]) -> Lease | None:
+        return await Errand(function, unwanted=_give_back).run()
+
+    # -- what runs in a thread -------------------------------------------------------------------
+
+    def _lease(self, granted_by: Callable[[], Granted | None]) -> Lease | None:
+        try:
+            granted = granted_by()
+            return None if granted is None else self._begin(*granted)
+        except BaseException as error:
+            self._break_off(error)
+            raise
+
+    def _adopted(self) -> Lease | None:
+        """Find where statements run; return what the caller's transaction still holds there."""
+        self._where = where = place(self._alias, to_acquire=True)
+        if where.transaction is not None:
+            if where.own:
+                self._deadline = Deadline(0)  # SQLite: nobody else could free it meanwhile
+            adopted = where.transaction.adopt(self._alias, self._claim.name, self._claim.slot)
+            if adopted:
+                return Lease(adopted, self._context)
+        if not where.own and can_keep(self._alias):
+            key = (self._claim.name, self._claim.slot)
+            self._line = waiting.Line(lookout(self._alias), key, self._ticket)
+            if self._lock.fair and self._deadline.left > 0:
+                self._turn = Turn(self._place, self._claim)
+        return None
+
+    def _ticket(self) -> int | None:
+        return self._turn.number if self._turn else None
+
+    def _place(self) -> Place:
+        assert self._where is not None
+        return self._where
+
+    def _try_and_wait(self) -> Granted | None:
+        granted = self._try_first()
+        if granted is None and self._deadline.left > 0:
+            granted = waiting.wait_for(self._try, self._deadline, self._line)
+            if self._turn:
+                self._turn.leave()
+        return granted
+
+    def _try_first(self) -> Granted | None:
+        """Try at once, unless others of this process stand in line before."""
+        if self._deadline.left <= 0 or self._line is None or self._line.is_empty:
+            return self._try(0.0)
+        if self._turn:
+            self._turn.stand_in_line()
+        return None
+
+    def _try(self, waited: float) -> Granted | None:
+        where, turn = self._place(), self._turn
+        if turn and self._deadline.left > 0 and not turn.has_come():
+            return None
+        self._requested = clock()
+        grant = where.grant(self._claim, waited)
+        if turn and grant is not None:
+            turn.leave()
+        elif turn and self._deadline.left > 0:
+            turn.stand_in_line()
+        return None if grant is None else (grant, waited)
+
+    def _begin(self, grant: Grant, waited: float) -> Lease:
+        where, term = self._place(), self._term(grant)
+        lease = Lease(term, self._context)
+        try:
+            if where.transaction is not None:
+                where.transaction.take(term, own=where.own)
+            if not where.own and can_keep(term.alias):
+                keeper.keep(term, may_free=where.transaction is None)
+        except BaseException:
+            lease.abandon()
+            raise
+        signals.lock_acquired.send_robust(sender=type(self._lock), lease=lease, waited=waited)
+        return lease
+
+    def _break_off(self, error: BaseException) -> None:
+        """Let the keeper free what an acquire that broke off may have been granted."""
+        where = self._where
+        if self._turn:
+            self._turn.abandon()
+        if isinstance(error, LockError | SynchronousOnlyOperation) or where is None:
+            return
+        if isinstance(error, Error) and not isinstance(error, OperationalError | InterfaceError):
+            return
+        if not where.own and can_keep(self._alias):
+            keeper.finish(self._term(Grant(0, 0, 0)), lambda found: None)
+
+    def _term(self, grant: Grant) -> Term:
+        lock = self._lock
+        return Term(
+            self._alias,
+            self._claim.name,
+            self._claim.slot,
+            self._claim.owner,
+            token=grant.token,
+            ttl=self._claim.ttl / 1_000_000,
+            acquired_us=grant.acquired_us,
+            expires_us=grant.expires_us,
+            requested=self._requested,
+            renew=settings().RENEW if lock.renew is None else lock.renew,
+            min_hold=lock.min_hold,
+            max_hold=lock.max_hold,
+            on_lost=_tell_lost,
+        )
+
+    # -- what needs no statement -----------------------------------------------------------------
+
+    def _nested(self) -> Lease | None:
+        key: Key = (self._alias, self._claim.name, self._claim.slot)
+        if not self._context.holds(key):
+            return None
+        if not self._lock.reentrant:
+            raise AlreadyHeld(
+                f"This thread or task already holds the lock {key[1]!r}; waiting for it would "
+                "never end. Pass reentrant=True to nest, or split the function.",
+                name=key[1],
+            )
+        return Lease(self._context.held[key], self._context)
+
+
+def _claim_of(lock: Lock) -> Claim:
+    durable = settings().CRASH_SAFE if lock.crash_safe is None else lock.crash_safe
+    ttl = seconds(settings().TTL, "TTL") if lock.ttl is None else lock.ttl
+    return Claim(
+        name=lock.literal_name,
+        slot=lock.slot,
+        owner=uuid.uuid4().hex,
+        ttl=int(ttl * 1_000_000),
+        min_hold=int(lock.min_hold * 1_000_000),
+        note=lock.note,
+        thread=contexts.name_of_caller(),
+        durable=durable and not lock.atomic,
+    )
+
+
+def _give_back(lease: Lease | None) -> None:
+    if lease is not None:
+        lease.abandon()
+
+
+def _tell_lost(term: Term, reason: str) -> None:
+    lease = Lease(term, contexts.Context(), shares=False)
+    soon(lambda: signals.lock_lost.send_robust(sender=Lease, lease=lease, reason=reason))

@@ -1,0 +1,152 @@
+"""PostgreSQL: a session that is used often has its statements planned once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from distlock.backends.base import Backend
+from distlock.backends.plans import THRESHOLD
+
+from .rows import TABLE, Holding, claim, execute, expire, query, session, stored, take, within
+
+pytestmark = [pytest.mark.vendor("postgresql"), pytest.mark.backends("PostgreSQL")]
+
+
+@pytest.fixture
+def planned(backend: Backend) -> Iterator[BaseDatabaseWrapper]:
+    """A session of its own that has its plans."""
+    with session() as one:
+        for _ in range(THRESHOLD + 1):
+            cycle(backend, one)
+        assert plans(one) == {"distlock_grant", "distlock_release"}
+        yield one
+
+
+def cycle(backend: Backend, on: BaseDatabaseWrapper, **more: Any) -> Holding:
+    held = take(backend, on=on, **more)
+    assert backend.release(on, held, alone=True)
+    return held
+
+
+def plans(on: BaseDatabaseWrapper) -> set[str]:
+    return {name for (name,) in query("SELECT name FROM pg_prepared_statements", on=on)}
+
+
+@contextmanager
+def sent(on: BaseDatabaseWrapper) -> Iterator[list[str]]:
+    statements: list[str] = []
+
+    def note(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        statements.append(sql.split()[0])
+        return execute(sql, params, many, context)
+
+    with on.execute_wrapper(note):
+        yield statements
+
+
+def test_a_session_that_is_used_once_or_twice_has_no_plans(backend: Backend) -> None:
+    with session() as one:
+        for _ in range(THRESHOLD - 1):
+            cycle(backend, one)
+        assert plans(one) == set()
+
+
+def test_plans_are_used(backend: Backend, planned: BaseDatabaseWrapper) -> None:
+    with sent(planned) as statements:
+        first = cycle(backend, planned)
+        second = cycle(backend, planned, durable=False)
+    assert statements == ["EXECUTE", "EXECUTE", "WITH", "EXECUTE"]
+    assert second.token > first.token
+
+
+def test_values_are_kept_apart_from_the_statement(
+    backend: Backend, planned: BaseDatabaseWrapper
+) -> None:
+    hostile = "%s %(owner)s '; DROP TABLE x; -- \\ $1 näme"
+    cycle(backend, planned, name=hostile)
+    held = take(backend, on=planned, name=hostile, note=hostile, min_hold=5, ttl=7_000_000)
+    row = stored(hostile)
+    assert (row.note, row.ttl, row.owner) == (hostile, 7_000_000, "me")
+    assert backend.release(planned, held, alone=True)
+
+
+def test_a_transaction_is_not_put_at_risk(backend: Backend, planned: BaseDatabaseWrapper) -> None:
+    planned.set_autocommit(False)
+    with sent(planned) as statements:
+        held = take(backend, on=planned)
+        assert backend.release(planned, held, alone=False)
+        planned.rollback()
+        take(backend, on=planned)
+    planned.rollback()
+    planned.set_autocommit(True)
+    assert "EXECUTE" not in statements
+
+
+@pytest.mark.parametrize("how", ["DISCARD ALL", "DEALLOCATE ALL", "DEALLOCATE distlock_release"])
+def test_plans_that_are_gone_are_done_without(
+    backend: Backend, planned: BaseDatabaseWrapper, how: str
+) -> None:
+    execute(how, on=planned)
+    for _ in range(THRESHOLD + 2):
+        cycle(backend, planned)
+    with sent(planned) as statements:
+        cycle(backend, planned)
+    assert statements == ["WITH", "UPDATE"]
+
+
+def test_plans_outlive_changes_of_the_table(backend: Backend, planned: BaseDatabaseWrapper) -> None:
+    execute(f"ALTER TABLE {TABLE} ADD COLUMN later integer DEFAULT 7")
+    try:
+        cycle(backend, planned)
+        execute(f"ALTER TABLE {TABLE} DROP COLUMN later")
+        cycle(backend, planned)
+        execute(f"ALTER TABLE {TABLE} ALTER COLUMN fencing_token TYPE numeric")
+        assert cycle(backend, planned).token
+    finally:
+        execute(f"ALTER TABLE {TABLE} DROP COLUMN IF EXISTS later")
+        execute(f"ALTER TABLE {TABLE} ALTER COLUMN fencing_token TYPE bigint")
+
+
+def test_an_error_of_the_statement_is_an_error(
+    backend: Backend, planned: BaseDatabaseWrapper
+) -> None:
+    execute(f"ALTER TABLE {TABLE} RENAME TO elsewhere")
+    try:
+        with pytest.raises(Exception, match="does not exist"):
+            cycle(backend, planned)
+    finally:
+        execute(f"ALTER TABLE elsewhere RENAME TO {TABLE}")
+    cycle(backend, planned)
+
+
+def test_another_session_has_plans_of_its_own(
+    backend: Backend, planned: BaseDatabaseWrapper
+) -> None:
+    planned.close()
+    for _ in range(THRESHOLD + 2):
+        cycle(backend, planned)
+    assert plans(planned)
+
+
+def test_a_guard_stops_a_planned_grant(backend: Backend, planned: BaseDatabaseWrapper) -> None:
+    held = take(backend, "you", on=planned)
+    expire()
+    with transaction.atomic(), within(0.5):
+        assert backend.guard(connection, held)
+        assert backend.grant(planned, claim(), 0) is None
+
+
+@pytest.mark.vendor("pgbouncer")
+def test_a_session_that_a_pooler_shares_out_gets_no_plans(backend: Backend) -> None:
+    with session() as one:
+        for _ in range(THRESHOLD + 2):
+            cycle(backend, one)
+        with sent(one) as statements:
+            cycle(backend, one)
+    assert statements == ["WITH", "UPDATE"]

@@ -1,0 +1,519 @@
+"""Locks in coroutines: who waits occupies no thread, and whoever is cancelled leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connections, transaction
+from django.test import TestCase
+
+from distlock import AlreadyHeld, Lease, LockBusy, LockLost, lock
+from distlock.keeper import keeper
+from distlock.lookout import lookout
+from distlock.signals import lock_acquired, lock_released
+from tests.support import becomes_free, eventually, is_free, steal
+
+T = TypeVar("T")
+
+pytestmark = pytest.mark.django_db(transaction=True)
+servers = pytest.mark.vendor("postgresql", "mysql")
+
+
+def run(main: Callable[[], Coroutine[Any, Any, T]], within: float = 60.0) -> T:
+    """Run a coroutine, and close the connections of the thread that its synchronous code had."""
+
+    async def whole() -> T:
+        try:
+            return await asyncio.wait_for(main(), within)
+        finally:
+            await sync_to_async(connections.close_all)()
+
+    return asyncio.run(whole())
+
+
+async def elsewhere(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a thread of its own, which no synchronous code of this task waits for."""
+    return await asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+
+async def step() -> None:
+    await asyncio.sleep(0)
+
+
+def nothing_is_left(name: str, within: float = 5.0) -> bool:
+    """Whether nobody holds or awaits a lock of this process, and others get it."""
+    gc.collect()  # what was dropped without a release would warn here
+    return (
+        eventually(lambda: not keeper.rounds("default")._kept(), within)
+        and not lookout("default")._queues
+        and becomes_free(name, within)
+    )
+
+
+# -- what works as in a thread -------------------------------------------------------------------
+
+
+def test_a_block_holds_the_lock() -> None:
+    async def main() -> None:
+        async with lock("x") as lease:
+            assert lease.token > 0
+            assert not await elsewhere(is_free, "x")
+            await lease.acheck()
+            before = lease.expires_at
+            await lease.arenew(60)
+            assert lease.expires_at > before
+        with pytest.raises(LockLost, match="released"):
+            await lease.acheck()
+        assert await elsewhere(is_free, "x")
+
+    run(main)
+
+
+def test_by_hand() -> None:
+    async def main() -> None:
+        lease = await lock("x").atry_acquire()
+        assert lease is not None
+        holder = await lock("x").aholder()
+        assert holder is not None
+        assert holder.token == lease.token
+        await lease.arelease()
+        await lease.arelease()
+        assert await lock("x").aholder() is None
+        async with await lock("x").aacquire() as again:
+            assert again.token > lease.token
+
+    run(main)
+
+
+def test_the_task_is_the_holder() -> None:
+    async def main() -> None:
+        asyncio.current_task().set_name("checkout 42")  # type: ignore[union-attr]
+        async with lock("x"):
+            holder = await lock("x").aholder()
+            assert holder is not None
+            assert holder.thread == "checkout 42"
+
+    run(main)
+
+
+def test_who_waits_too_long_is_told_who_holds_the_lock() -> None:
+    async def main() -> None:
+        async with lock("x"):
+            other = asyncio.create_task(lock("x", wait=0.4).aacquire())
+            start = time.monotonic()
+            with pytest.raises(LockBusy) as busy:
+                await other
+            assert 0.3 < time.monotonic() - start < 3
+            assert busy.value.holder is not None
+            assert await asyncio.create_task(lock("x").atry_acquire()) is None
+
+    run(main)
+
+
+def test_one_after_the_other() -> None:
+    """Tasks of one loop, and threads beside it."""
+    inside: list[int] = []
+    done: list[str] = []
+
+    def enter(who: str) -> None:
+        assert not inside, "two at once"
+        inside.append(1)
+        done.append(who)
+
+    async def work(who: str) -> None:
+        async with lock("x", wait=30):
+            enter(who)
+            await asyncio.sleep(0.005)
+            inside.clear()
+
+    def sync_work(who: str) -> None:
+        try:
+            with lock("x", wait=30):
+                enter(who)
+                time.sleep(0.005)
+                inside.clear()
+        finally:
+            connections.close_all()
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(work(f"task {n}")) for n in range(20)]
+        threads = [elsewhere(sync_work, f"thread {n}") for n in range(4)]
+        await asyncio.gather(*tasks, *threads)
+
+    run(main)
+    assert len(done) == 24
+
+
+def test_tasks_are_served_in_the_order_they_came() -> None:
+    order: list[int] = []
+
+    async def work(n: int) -> None:
+        async with lock("x", wait=30):
+            order.append(n)
+
+    async def main() -> None:
+        async with lock("x"):
+            tasks = []
+            for n in range(10):
+                tasks.append(asyncio.create_task(work(n)))
+                await asyncio.sleep(0.05)
+        await asyncio.gather(*tasks)
+
+    run(main)
+    assert order == list(range(10))
+
+
+def test_a_task_nests_and_its_children_do_not() -> None:
+    async def main() -> None:
+        async with lock("x", reentrant=True) as outer:
+            async with lock("x", reentrant=True) as inner:
+                assert inner.token == outer.token
+            await outer.acheck()
+            with pytest.raises(AlreadyHeld):
+                await lock("x").aacquire()
+            child = asyncio.create_task(lock("x", reentrant=True).atry_acquire())
+            assert await child is None
+
+    run(main)
+
+
+def test_one_lock_object_in_many_tasks() -> None:
+    shared = lock("x", wait=30)
+    tokens: list[int] = []
+
+    async def work() -> None:
+        async with shared as lease:
+            tokens.append(lease.token)
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        await asyncio.gather(*(work() for _ in range(6)))
+
+    run(main)
+    assert len(set(tokens)) == 6
+    assert not shared._entered
+
+
+@servers
+def test_a_lost_lease_is_told_at_the_end_of_the_block() -> None:
+    async def main() -> None:
+        with pytest.raises(LockLost):
+            async with lock("x", renew=False):
+                await elsewhere(steal, "x")
+        with pytest.raises(KeyError):
+            async with lock("y", renew=False):
+                await elsewhere(steal, "y")
+                raise KeyError("goes first")
+
+    run(main)
+
+
+def test_signals_may_ask_the_database() -> None:
+    held: list[Any] = []
+
+    def look(lease: Lease, **kwargs: object) -> None:
+        held.append(lock(lease.name).holder())
+
+    async def main() -> None:
+        async with lock("x"):
+            pass
+
+    lock_acquired.connect(look)
+    lock_released.connect(look)
+    try:
+        run(main)
+    finally:
+        lock_acquired.disconnect(look)
+        lock_released.disconnect(look)
+    assert held[0].name == "x"
+    assert held[1] is None
+
+
+def test_a_decorated_coroutine() -> None:
+    @lock("x:{n}", wait=0)
+    async def work(n: int, *, say: str = "done") -> str:
+        assert not await elsewhere(is_free, f"x:{n}")
+        return say
+
+    async def main() -> None:
+        assert await work(1) == "done"
+        assert await work(2, say="yes") == "yes"
+        async with lock("x:3"):
+            with pytest.raises(LockBusy):
+                await asyncio.create_task(work(3))
+
+    assert work.__name__ == "work"
+    run(main)
+
+
+def test_a_decorated_coroutine_may_be_skipped() -> None:
+    @lock("x", wait=0, on_busy="skip")
+    async def work() -> str:
+        await asyncio.sleep(0.2)
+        return "done"
+
+    async def main() -> list[str]:
+        return await asyncio.gather(work(), work(), work())
+
+    assert sorted(run(main), key=str) == [None, None, "done"]
+
+
+def test_a_busy_lock_inside_the_body_is_not_skipped() -> None:
+    @lock("x", wait=0, on_busy="skip")
+    async def work() -> None:
+        raise LockBusy("another", name="y")
+
+    with pytest.raises(LockBusy, match="another"):
+        run(work)
+
+
+def test_an_object_that_is_called_as_a_coroutine() -> None:
+    class Work:
+        async def __call__(self) -> bool:
+            return await elsewhere(is_free, "x")
+
+    assert run(lock("x")(Work())) is False
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: lock("x", atomic=True).aacquire(),
+        lambda: lock("x", atomic=True).atry_acquire(),
+        lambda: lock("x", atomic=True).__aenter__(),
+    ],
+)
+def test_no_transaction_is_run_in_a_coroutine(use: Callable[[], Awaitable[Any]]) -> None:
+    async def main() -> None:
+        with pytest.raises(TypeError, match="atomic=True"):
+            await use()
+
+    run(main)
+    assert is_free("x")
+
+
+def test_no_transaction_is_run_in_a_decorated_coroutine() -> None:
+    with pytest.raises(TypeError, match="atomic=True"):
+
+        @lock("x", atomic=True)
+        async def work() -> None: ...
+
+
+@servers
+def test_the_thread_of_synchronous_code_may_have_a_transaction() -> None:
+    async def main() -> None:
+        begin = transaction.atomic()
+        await sync_to_async(begin.__enter__)()
+        async with lock("x") as lease:
+            await lease.aguard()
+        assert not await elsewhere(is_free, "x")
+        await sync_to_async(begin.__exit__)(None, None, None)
+        assert await elsewhere(becomes_free, "x")
+
+    run(main)
+
+
+class InATestCase(TestCase):
+    """Where no other connection sees the lock, waiting is done by trying."""
+
+    async def test_waiting(self) -> None:
+        async with lock("x", renew=False):
+            with pytest.raises(LockBusy):
+                await asyncio.create_task(lock("x", wait=0.1).aacquire())
+            later = asyncio.create_task(lock("x", wait=10).aacquire())
+            await asyncio.sleep(0.05)
+        lease = await later
+        await lease.arelease()
+
+
+# -- waiting costs no thread ---------------------------------------------------------------------
+
+
+def test_who_waits_occupies_no_thread() -> None:
+    """A hundred wait, and what else the loop and its thread have to do goes on."""
+
+    async def main() -> None:
+        async with lock("x", renew=False):
+            others = [asyncio.create_task(lock("x", wait=30).aacquire()) for _ in range(100)]
+            await asyncio.sleep(0.5)
+            threads = threading.active_count()
+            slowest = 0.0
+            for _ in range(50):
+                start = time.monotonic()
+                await sync_to_async(time.monotonic)()
+                slowest = max(slowest, time.monotonic() - start)
+            assert slowest < 0.5
+            assert threading.active_count() <= threads
+            assert threads < 20
+            for other in others:
+                other.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+# -- cancelled -----------------------------------------------------------------------------------
+
+
+async def ended(task: asyncio.Task[Lease]) -> bool:
+    """Cancel an acquire, release what it got before that, and say whether it was cancelled."""
+    task.cancel()
+    try:
+        await (await task).arelease()
+    except asyncio.CancelledError:
+        return True
+    return False
+
+
+def test_cancelled_at_random_instants() -> None:
+    """The first half has the lock for itself, the others wait for it; a thousand together."""
+    random.seed(4)
+    cancelled = {"free": 0, "held": 0}
+
+    async def main() -> None:
+        for _ in range(10):
+            start = time.monotonic()
+            lease = await lock("x").aacquire()
+            usual = time.monotonic() - start
+            await lease.arelease()
+        for _ in range(500):
+            task = asyncio.create_task(lock("x", wait=30).aacquire())
+            await asyncio.sleep(random.random() * 1.5 * usual)
+            cancelled["free"] += await ended(task)
+        for _ in range(50):
+            async with lock("x", wait=30):
+                tasks = [asyncio.create_task(lock("x", wait=30).aacquire()) for _ in range(10)]
+                await asyncio.sleep(random.random() * 2 * usual)
+                for task in tasks[:-1]:
+                    cancelled["held"] += await ended(task)
+            await asyncio.sleep(random.random() * 2 * usual)
+            cancelled["held"] += await ended(tasks[-1])
+
+    run(main, 100)
+    assert cancelled["free"] > 100, cancelled
+    assert cancelled["held"] > 400, cancelled
+    assert nothing_is_left("x", 10)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_cancelled_at_every_turn_of_the_loop(busy: bool) -> None:
+    """However many turns the loop has taken since: 0, 1, 2, .. until the acquire is through."""
+
+    async def attempt(turns: int) -> bool:
+        task = asyncio.create_task(lock("x", wait=30).aacquire())
+        for _ in range(turns):
+            await step()
+            if task.done():
+                break
+        return await ended(task)
+
+    async def main() -> int:
+        for turns in range(300):
+            if busy:
+                async with lock("x", wait=30):
+                    assert await attempt(turns)
+            elif not await attempt(turns):
+                return turns
+            else:
+                await (await lock("x", wait=30).aacquire()).arelease()
+        return 300
+
+    turns = run(main, 100)
+    assert turns > 2
+    assert nothing_is_left("x", 10)
+
+
+def test_cancelled_twice() -> None:
+    async def main() -> None:
+        for _ in range(30):
+            task = asyncio.create_task(lock("x", wait=30).aacquire())
+            await step()
+            await step()
+            task.cancel()
+            await step()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+def test_cancelled_in_the_body() -> None:
+    async def work() -> None:
+        async with lock("x"):
+            await asyncio.sleep(30)
+
+    async def main() -> None:
+        task = asyncio.create_task(work())
+        await elsewhere(eventually, lambda: not is_free("x"))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await elsewhere(is_free, "x"), "the block had not ended"
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+def test_cancelled_while_it_releases() -> None:
+    """At every turn of the loop: the lock is given back all the same."""
+
+    async def main() -> None:
+        for turns in range(1, 12):
+            lease = await lock("x", wait=30).aacquire()
+            task = asyncio.create_task(lease.arelease())
+            for _ in range(turns):
+                await step()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert await elsewhere(becomes_free, "x", 5.0)
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+def test_timeouts_end_the_waiting() -> None:
+    async def main() -> None:
+        async with lock("x"):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.create_task(lock("x", wait=30).aacquire()), 0.2)
+            if hasattr(asyncio, "timeout"):
+                await asyncio.create_task(by_timeout())
+
+    async def by_timeout() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2), lock("x", wait=30):
+                pass
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+def test_a_loop_that_ends_meanwhile() -> None:
+    """Nobody awaits the acquire any more, nor is there a loop that could give the lock back."""
+
+    async def main(turns: int) -> None:
+        task = asyncio.create_task(lock("x", wait=30).aacquire())
+        for _ in range(turns):
+            await step()
+        del task
+
+    for turns in range(8):
+        asyncio.run(main(turns))
+        assert nothing_is_left("x")
+    asyncio.run(sync_to_async(connections.close_all)())
+
+
+@pytest.fixture(autouse=True)
+def no_thread_keeps_a_connection() -> Iterator[None]:
+    yield
+    connections.close_all()

@@ -1,0 +1,263 @@
+"""The benchmarks do not rot: their arithmetic, their report, and a tiny run of distlock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from benchmarks import tasks
+from benchmarks.__main__ import merged, wanted
+from benchmarks.contenders import CONTENDERS, REFERENCES
+from benchmarks.contenders.raw import RawLease, RawMariaDBLease
+from benchmarks.figures import Turn, hand_overs, jain, medians, percentile, ratio, violations
+from benchmarks.processes import Failed, run
+from benchmarks.report import BEGIN, END, SECTIONS, markdown, write
+from benchmarks.servers import STANDS
+from benchmarks.targets import TARGETS, Target, of
+from benchmarks.watching import Watch
+from benchmarks.workloads import WORKLOADS
+
+pure = pytest.mark.vendor("sqlite")
+
+
+def url() -> str:
+    """The database under test, as another process reaches it."""
+    name = connection.settings_dict["NAME"]
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{name}"
+    return f"{os.environ['DISTLOCK_TEST_URL'].rpartition('/')[0]}/{name}"
+
+
+def no_wait() -> None:
+    pass
+
+
+# -- arithmetic --------------------------------------------------------------------------------
+
+
+@pure
+def test_percentiles_are_values_that_were_measured() -> None:
+    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert percentile([float(n) for n in range(1, 101)], 0.99) == 99.0
+    assert percentile([7.0], 0.99) == percentile([7.0], 0.0) == 7.0
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 0.5)
+
+
+@pure
+def test_jain_says_how_evenly() -> None:
+    assert jain([5, 5, 5, 5]) == 1.0
+    assert jain([20, 0, 0, 0]) == 0.25
+    assert jain([0, 0]) == 0.0
+
+
+@pure
+def test_a_ratio_to_nothing_is_not_known() -> None:
+    assert ratio(3.0, 2.0) == 1.5
+    assert ratio(0.0, 2.0) == 0.0
+    assert ratio(3.0, 0.0) is ratio(None, 2.0) is ratio(3.0, None) is None
+
+
+@pure
+def test_medians_pass_over_what_was_not_measured() -> None:
+    rounds = [{"a": 1.0, "b": None}, {"a": 9.0}, {"a": 2.0, "b": None}]
+    assert medians(rounds) == {"a": 2.0, "b": None}
+
+
+@pure
+def test_an_overlap_is_a_violation() -> None:
+    apart = [Turn("a", 0, 1, 2), Turn("b", 0, 2, 3), Turn("a", 2, 4, 5)]
+    assert violations(apart) == 0
+    assert violations([*apart, Turn("c", 0, 2.5, 2.6)]) == 1
+    assert violations([Turn("a", 0, 1, 10), Turn("b", 0, 2, 3), Turn("c", 0, 4, 5)]) == 2
+
+
+@pure
+def test_hand_overs_count_gaps_only_to_who_was_waiting() -> None:
+    turns = [
+        Turn("a", 0.0, 1.0, 2.0),
+        Turn("b", 0.5, 2.25, 3.0),  # waited: a gap
+        Turn("b", 3.0, 3.5, 4.0),  # the same worker
+        Turn("a", 4.5, 5.0, 6.0),  # came after the release
+        Turn("c", 5.5, 90.0, 91.0),  # waited for long, and was granted after the end
+    ]
+    found = hand_overs(turns, 0.0, 10.0, ["a", "b", "c"])
+    assert found.gaps == [0.25]
+    assert (found.turns, found.violations) == (4, 0)
+    assert found.jain == jain([2, 2, 0])
+    assert found.longest_wait == 84.5
+
+
+# -- what is compared --------------------------------------------------------------------------
+
+
+@pure
+def test_every_contender_has_a_server_and_something_to_be_compared_with() -> None:
+    for key, contender in CONTENDERS.items():
+        assert contender.key == key
+        assert contender.server in STANDS
+        assert REFERENCES[contender.server] in CONTENDERS
+        assert bool(contender.table) >= bool(contender.fill), key
+    assert wanted(["redis-py"]) == ["pg-raw-lease", "redis-py"]
+
+
+@pure
+def test_every_section_and_target_is_about_a_workload() -> None:
+    assert {workload for workload, _, _ in SECTIONS} | {"layers"} == set(WORKLOADS)
+    for target in TARGETS:
+        asked = Asked()
+        assert target.measured(asked) is None
+        assert asked.workloads
+        assert asked.workloads <= set(WORKLOADS)
+
+
+class Asked(dict[str, Any]):
+    """Results in which nothing was measured, and which workloads somebody looked for."""
+
+    def __init__(self) -> None:
+        self.workloads: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.workloads.add(key)
+        return default
+
+
+# -- the report --------------------------------------------------------------------------------
+
+
+def results() -> dict[str, Any]:
+    latency = {"pg-raw-lease": {"p50": 0.001}, "pg-distlock": {"p50": 0.0008, "p99": None}}
+    return {
+        "about": {"run": "a test"},
+        "missing": {"pg-pglock": "No module named 'pglock'"},
+        "failures": ["VIOLATION: pg-tooz, 2 times with 8 workers"],
+        "workloads": {"latency": latency, "layers": {"pg-distlock": {"psycopg": 0.0005}}},
+    }
+
+
+@pure
+def test_the_report_shows_ratios_verdicts_and_what_is_missing() -> None:
+    text = markdown(results())
+    assert "| **distlock** | PostgreSQL | 0.80 | 800 |" in text
+    assert "| acquire + release / raw lease | <= 1 | 0.8 | reached |" in text
+    assert "| purge: seconds | < 60 | - | not measured |" in text
+    assert "(pg-pglock): No module named 'pglock'" in text
+    assert "VIOLATION: pg-tooz" in text
+    assert "| psycopg | 500 |" in text
+
+
+@pure
+def test_a_target_that_is_missed_is_said_to_be() -> None:
+    target = Target("x", "<=", 0.5, of("latency", "pg-distlock", "p50"))
+    assert target.measured(results()["workloads"]) == 0.0008
+    assert target.reached(0.5)
+    assert not target.reached(0.51)
+    assert not Target("x", "<", 1.0, target.measured).reached(1.0)
+    assert not Target("x", ">=", 0.95, target.measured).reached(0.94)
+
+
+@pure
+def test_a_quick_run_gives_no_verdict_on_large_numbers() -> None:
+    whole = results()
+    whole["workloads"]["purge"] = {"pg-distlock": {"seconds": 1.0}}
+    assert "| purge: seconds | < 60 | 1 | reached |" in markdown(whole)
+    whole["about"]["run"] = "quick"
+    assert "| purge: seconds | < 60 | 1 | a quick run is too small to tell |" in markdown(whole)
+
+
+@pure
+def test_of_several_runs_each_workload_is_the_last_one() -> None:
+    second = {**results(), "failures": [], "workloads": {"latency": {}, "purge": {}}}
+    whole = merged([results(), second])
+    assert whole["workloads"].keys() == {"latency", "layers", "purge"}
+    assert whole["workloads"]["latency"] == {}
+    assert whole["failures"] == results()["failures"]
+
+
+@pure
+def test_only_what_stands_between_the_marks_is_written_anew(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write("new\n", page)
+    assert page.read_text() == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+
+
+# -- a run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_cycles_of_distlock_are_timed() -> None:
+    contender = CONTENDERS["pg-distlock"](url())
+    with Watch() as watch:
+        found = tasks.latency(contender, no_wait, names=["bench"], cycles=2, seconds=30.0)
+    assert found["cycles"] == 22  # with those to warm up
+    assert 0 < found["p50"] <= found["p99"]
+    assert len(watch.seen) >= 2 * 22
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_threads_hand_a_lock_over() -> None:
+    contender = CONTENDERS["pg-distlock"](url())
+    turns = tasks.contend(
+        contender, no_wait, worker="p0", name="bench", threads=2, seconds=0.5, hold=0.002
+    )
+    found = hand_overs(turns, 0.0, float("inf"), ["p0t0", "p0t1"])
+    assert {turn.worker for turn in turns} == {"p0t0", "p0t1"}
+    assert found.violations == 0
+    assert found.turns == len(turns) > 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_of_its_own_measures_and_answers() -> None:
+    found = run("pg-distlock", url(), "latency", names=["bench"], cycles=2, seconds=30.0)
+    assert found["cycles"] == 22
+
+
+@pure
+def test_a_process_that_fails_says_why() -> None:
+    with pytest.raises(Failed, match=r"latency of pg-raw-lease: .*cycles"):
+        run("pg-raw-lease", "postgresql://127.0.0.1:1/none", "latency")
+
+
+def is_a_lock(contender: Any) -> None:
+    contender.prepare()
+    held = contender.acquire("bench")
+    assert held[1] == 1
+    contender.release("bench", held)
+    with pytest.raises(RuntimeError, match="was not held"):
+        contender.release("bench", held)
+    assert contender.acquire("bench")[1] == 2
+
+
+@pytest.mark.vendor("postgresql")
+@pytest.mark.django_db(transaction=True)
+def test_the_raw_lease_of_postgresql_is_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    contender = RawLease(url())
+    try:
+        is_a_lock(contender)
+        monkeypatch.setattr("benchmarks.contenders.base.PATIENCE", 0.0)
+        with pytest.raises(TimeoutError):
+            contender.acquire("bench")
+    finally:
+        contender.execute("DROP TABLE IF EXISTS bench_lease")
+        contender.local.connection.close()
+
+
+@pytest.mark.vendor("mysql")
+@pytest.mark.django_db(transaction=True)
+def test_the_raw_lease_of_mariadb_is_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not getattr(connection, "mysql_is_mariadb", False):
+        pytest.skip("MySQL has no INSERT .. RETURNING")
+    contender = RawMariaDBLease(url())
+    try:
+        is_a_lock(contender)
+        monkeypatch.setattr("benchmarks.contenders.base.PATIENCE", 0.0)
+        with pytest.raises(TimeoutError):
+            contender.acquire("bench")
+    finally:
+        contender.execute("DROP TABLE IF EXISTS bench_lease")
+        contender.local.connection.close()
