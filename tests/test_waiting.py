@@ -258,11 +258,13 @@ def test_a_signal_ends_a_wait_at_once_and_the_next_one_is_served() -> None:
 class Deaf:
     """A waiter that is woken and does nothing."""
 
+    is_well = True
+
     def ticket(self) -> None:
         """It has none."""
 
-    def wake(self) -> None:
-        pass
+    def wake(self) -> bool:
+        return True
 
 
 @pytest.fixture
