@@ -19,6 +19,7 @@ from distlock.lookout import lookout
 from distlock.waiting import Sleeper
 from tests.support import in_thread, other_session
 from tests.waiters import (
+    Deaf,
     Waiter,
     calls_of,
     held,
@@ -253,18 +254,6 @@ def test_a_signal_ends_a_wait_at_once_and_the_next_one_is_served() -> None:
 
 
 # -- who does not stand in line ------------------------------------------------------------------
-
-
-class Deaf:
-    """A waiter that is woken and does nothing."""
-
-    is_well = True
-
-    def ticket(self) -> None:
-        """It has none."""
-
-    def wake(self) -> bool:
-        return True
 
 
 @pytest.fixture

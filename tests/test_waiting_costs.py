@@ -12,7 +12,6 @@ from django.db import connection
 
 from distlock import lock
 from distlock.connections import private
-from distlock.limits import Opener
 from distlock.lookout import lookout
 from tests.support import eventually, in_thread, other_session, sessions
 from tests.waiters import (
@@ -196,7 +195,8 @@ def test_it_makes_way_where_a_database_is_made_or_dropped(listening: Any) -> Non
         assert not own_sessions()
         with pytest.MonkeyPatch.context() as patch:
             opened: list[str] = []
-            patch.setattr(Opener, "open", lambda self, limit: opened.append("again"))
+            opener = private("default", to_listen=True)._opener
+            patch.setattr(opener, "open", lambda limit: opened.append("again"))
             lookout("default")._thread.wake()
             assert eventually(lambda: not ears.open)
         assert opened == []

@@ -17,6 +17,7 @@ from distlock import LockBusy, lock
 from distlock.lookout import Ears, lookout
 from tests.support import eventually, in_thread, other_session
 from tests.waiters import (
+    Deaf,
     Waiter,
     calls_of,
     ended,
@@ -174,13 +175,6 @@ def test_a_wire_that_is_closed_meanwhile_does_not_end_the_thread() -> None:
 
 
 # -- the lookout ---------------------------------------------------------------------------------
-
-
-class Deaf:
-    """A waiter that is woken and does nothing."""
-
-    def wake(self) -> None:
-        pass
 
 
 def test_a_turn_that_nobody_takes_goes_to_the_next() -> None:
