@@ -45,11 +45,11 @@ class Errand(Generic[T]):
 
     async def run(self) -> T:
         """Return what the function returns. Cancelled, it ends at once."""
-        errand = asyncio.ensure_future(sync_to_async(self._run)())
         timer = None
         if self._patience is not None:
             timer = asyncio.get_running_loop().call_later(self._patience, self._unless_begun)
         try:
+            errand = asyncio.ensure_future(sync_to_async(self._run)())
             return (await asyncio.shield(errand))[0]
         except (asyncio.CancelledError, GeneratorExit):
             self._cancel()

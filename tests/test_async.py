@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections, transaction
 from django.test import TestCase
 
@@ -334,6 +335,115 @@ class InATestCase(TestCase):
         await lease.arelease()
 
 
+# -- threads and loops that end, or have no time -------------------------------------------------
+
+
+def test_a_mistake_is_told_at_once_and_does_not_block_the_loop() -> None:
+    """Also where others stand in line, so that no statement would be sent at first."""
+
+    async def main() -> None:
+        async with lock("x"):
+            other = asyncio.create_task(lock("x", wait=30).aacquire())
+            await asyncio.sleep(0.2)
+            start = time.monotonic()
+            with pytest.raises(SynchronousOnlyOperation, match="aacquire"):
+                lock("x", wait=5).acquire()
+            assert time.monotonic() - start < 1
+        await (await other).arelease()
+
+    run(main)
+
+
+def test_a_task_that_outlives_its_request() -> None:
+    """Django gives each request a thread for synchronous code, and takes it away at the end."""
+
+    async def main() -> None:
+        async with ThreadSensitiveContext():
+            lease = await lock("x").aacquire()
+            task = asyncio.create_task(lock("x", wait=20).aacquire())
+            await asyncio.sleep(0.3)
+            await lease.arelease()
+            await sync_to_async(connections.close_all)()
+        async with await task:
+            assert not await elsewhere(is_free, "x")
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+@servers
+def test_a_release_does_not_wait_for_a_thread_that_waits_for_it() -> None:
+    """The one thread of synchronous code waits for the lock that a task wants to release."""
+
+    def wait_for_it() -> float:
+        start = time.monotonic()
+        with lock("x", wait=20):
+            return time.monotonic() - start
+
+    async def main() -> float:
+        lease = await lock("x").aacquire()
+        waiting = asyncio.create_task(sync_to_async(wait_for_it)())
+        await asyncio.sleep(0.3)
+        await lease.arelease()
+        return await waiting
+
+    assert run(main) < 5
+    assert nothing_is_left("x")
+
+
+@servers
+def test_a_release_that_no_thread_takes_on_is_left_to_the_keeper(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        lease = await lock("x").aacquire()
+
+        def refuse(function: object) -> object:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("distlock.errands.sync_to_async", refuse)
+            with pytest.raises(RuntimeError):
+                await lease.arelease()
+        assert await elsewhere(becomes_free, "x", 5.0)
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+@servers
+def test_a_loop_that_was_closed_with_a_task_in_line_holds_nobody_up() -> None:
+    with lock("x"):
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(lock("x", wait=60).aacquire())
+        loop.run_until_complete(asyncio.sleep(0.5))
+        loop.run_until_complete(sync_to_async(connections.close_all)())
+        loop.close()
+    assert becomes_free("x", 5.0)
+    start = time.monotonic()
+    for _ in range(5):
+        assert becomes_free("x", 5.0)
+    assert time.monotonic() - start < 2
+    assert not lookout("default")._queues
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def test_the_lock_may_be_taken_again_after_a_release_that_was_cancelled() -> None:
+    async def main() -> None:
+        lease = await lock("x").aacquire()
+
+        async def release() -> None:
+            await lease.arelease()
+
+        asyncio.current_task().cancel()  # type: ignore[union-attr]
+        with pytest.raises(asyncio.CancelledError):
+            await release()
+        await (await lock("x", wait=20).aacquire()).arelease()
+
+    run(main)
+    assert nothing_is_left("x")
+
+
 # -- waiting costs no thread ---------------------------------------------------------------------
 
 
@@ -501,14 +611,19 @@ def test_timeouts_end_the_waiting() -> None:
 def test_a_loop_that_ends_meanwhile() -> None:
     """Nobody awaits the acquire any more, nor is there a loop that could give the lock back."""
 
+    tasks: list[asyncio.Task[Lease]] = []
+
     async def main(turns: int) -> None:
-        task = asyncio.create_task(lock("x", wait=30).aacquire())
+        tasks.append(asyncio.create_task(lock("x", wait=30).aacquire()))
         for _ in range(turns):
             await step()
-        del task
 
     for turns in range(8):
         asyncio.run(main(turns))
+        task = tasks.pop()
+        if not task.cancelled():  # it came through in the last turn of the loop
+            task.result().release()
+        del task
         assert nothing_is_left("x")
     asyncio.run(sync_to_async(connections.close_all)())
 

@@ -197,6 +197,28 @@ def test_a_release_tells_those_who_listen_if_somebody_waits(
 
 @marks
 @native
+def test_a_renewal_that_lets_the_lease_end_sooner_tells_of_it(
+    backend: Backend, listening: BaseDatabaseWrapper
+) -> None:
+    held = take(backend)
+    backend.look(connection, [("n", 0)])
+    backend.renew(connection, [held], 2 * MINUTE)
+    assert heard(backend, listening) == []
+    backend.renew(connection, [held], SECOND)
+    assert heard(backend, listening) == [("n", 0)]
+
+
+@marks
+@native
+def test_nothing_is_marked_where_nobody_listens(backend: Backend) -> None:
+    take(backend)
+    before = version()
+    assert not backend.look(connection, [("n", 0)], mark=False)["n", 0].wanted
+    assert version() == before
+
+
+@marks
+@native
 def test_a_mark_that_has_run_out_tells_nobody(
     backend: Backend, listening: BaseDatabaseWrapper
 ) -> None:
@@ -238,3 +260,4 @@ def test_a_grant_keeps_the_mark(backend: Backend) -> None:
 def test_a_session_that_a_pooler_shares_out_cannot_listen(backend: Backend) -> None:
     with session() as other:
         assert not backend.listen(other)
+        assert query("SELECT pg_listening_channels()", on=other) == []
