@@ -205,6 +205,8 @@ class Ears:
 
     def heard(self) -> list[Name]:
         """Return what has been said since the last time. Raises what says that it is gone."""
+        if self.private.wire is None:  # else it would be opened again, to see that it is gone
+            raise InterfaceError("the connection that listened was closed")
         with self.private.use() as connection:
             if connection is not self._listening:
                 raise InterfaceError("the connection that listened was closed")
@@ -321,8 +323,6 @@ class Lookout:
     def _listen(self) -> None:
         """Open the connection that listens, if somebody waits, or close what is of no use."""
         now = clock()
-        if self._ears.open and self._ears.private.wire is None:
-            self._stop_listening("it was closed")
         if self._queues:
             self._unused_since = now
             if self._notifies and not self._ears.open and now >= self._listen_at:

@@ -191,15 +191,15 @@ def test_it_makes_way_where_a_database_is_made_or_dropped(listening: Any) -> Non
     ears = lookout("default")._ears
     assert ears.open
     assert own_sessions()
-    with connection._nodb_cursor():
-        assert not own_sessions()
-        with pytest.MonkeyPatch.context() as patch:
-            opened: list[str] = []
-            opener = private("default", to_listen=True)._opener
-            patch.setattr(opener, "open", lambda limit: opened.append("again"))
+    opened: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        opener = private("default", to_listen=True)._opener
+        patch.setattr(opener, "open", lambda limit: opened.append("again"))
+        with connection._nodb_cursor():
+            assert not own_sessions()
             lookout("default")._thread.wake()
             assert eventually(lambda: not ears.open)
-        assert opened == []
+    assert opened == []
 
 
 # -- threads -------------------------------------------------------------------------------------

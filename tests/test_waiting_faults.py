@@ -194,9 +194,9 @@ def hung_looks() -> Iterator[None]:
     """No look at the row comes back, nor does a message."""
     end = threading.Event()
 
-    def hang(real: Any, on: Any, *arguments: Any) -> Any:
+    def hang(real: Any, on: Any, *arguments: Any, **more: Any) -> Any:
         end.wait(20)
-        return real(on, *arguments)
+        return real(on, *arguments, **more)
 
     with instead_of("look", hang):
         yield
@@ -231,7 +231,7 @@ def test_if_the_lookout_hangs_for_long_each_tries_by_itself(monkeypatch: Any) ->
 def test_if_no_look_succeeds_the_first_in_line_tries_by_itself(
     monkeypatch: Any, error: type[Exception]
 ) -> None:
-    def fail(real: Any, *arguments: Any) -> Any:
+    def fail(real: Any, *arguments: Any, **more: Any) -> Any:
         raise error("no answer")
 
     monkeypatch.setattr("distlock.lookout.STUCK", 1.0)
@@ -246,7 +246,7 @@ def test_if_no_look_succeeds_the_first_in_line_tries_by_itself(
 
 
 def test_a_look_that_fails_once_disturbs_nobody() -> None:
-    def fail(real: Any, *arguments: Any) -> Any:
+    def fail(real: Any, *arguments: Any, **more: Any) -> Any:
         raise OperationalError("no answer")
 
     with held("x"):
