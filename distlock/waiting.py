@@ -70,8 +70,8 @@ async def await_for(
         return await _apoll(attempt, deadline)
     sleeper = TaskSleeper(line.ticket)
     granted = False
-    line.lookout.join(line.key, sleeper)
     try:
+        line.lookout.join(line.key, sleeper)
         while await sleeper.sleep(line.lookout, deadline):
             result = await attempt(deadline.passed)
             if result is not None:
