@@ -92,6 +92,7 @@ def interrupted_at(line: int) -> Callable[..., Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.vendor("postgresql")  # no statement has a part in it, and a second passes at each line
 def test_an_interrupt_at_any_line_costs_the_next_one_nothing() -> None:
     line, interrupted = 0, True
     slow: list[tuple[int, float]] = []
