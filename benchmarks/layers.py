@@ -1,8 +1,8 @@
 """Where the time of distlock's acquire and release goes on PostgreSQL.
 
-The two statements are caught as they are sent and replayed below: by Django's cursor alone, by the
-bare driver, prepared, and without the wait for the disk. Between two layers stands what the upper
-one adds. All are timed cycle by cycle in turn, in one process.
+The two statements are caught as they are sent, each by its plan, and replayed below: by Django's
+cursor alone, by the bare driver, without a plan, and without the wait for the disk. Between two
+layers stands what the upper one adds. All are timed cycle by cycle in turn, in one process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 from django.db import connection
 
+from distlock.backends.plans import THRESHOLD
+from distlock.backends.postgresql import GRANT, GRANT_ASYNC, RELEASE_ASYNC
 from tests.databases import connect, query
 
 from .contenders.base import Contender
@@ -20,10 +22,11 @@ from .contenders.raw import RawLease
 from .figures import percentile
 from .servers import COUNTING
 from .tasks import timed
-from .watching import Statement, Watch
+from .watching import Watch
 
-Pair = list[Statement]
+Pair = list[tuple[str, Any]]
 TABLE = "distlock_distributedlock"
+PLANNED = {each.execute: each for each in (GRANT, GRANT_ASYNC, RELEASE_ASYNC)}
 
 
 def measure(contender: Contender, name: str, cycles: int) -> dict[str, float]:
@@ -31,24 +34,25 @@ def measure(contender: Contender, name: str, cycles: int) -> dict[str, float]:
 
     Raises `RuntimeError` if acquire and release are not two statements that can be replayed.
     """
-    timed(contender.cycle, [name], 50)
+    timed(contender.cycle, [name], 10 * THRESHOLD)
     with Watch() as watch:
         contender.cycle(name)
-    pair = watch.seen
-    if len(pair) != 2:
-        raise RuntimeError(f"acquire and release are {len(pair)} statements, not 2")
+    pair = [(statement.sql, statement.parameters) for statement in watch.seen]
+    if len(pair) != 2 or not all(sql in PLANNED for sql, _ in pair):
+        raise RuntimeError(f"acquire and release are not two planned statements: {pair}")
+    whole = [(PLANNED[sql].sql, parameters) for sql, parameters in pair]
     _reset(contender.url)
     with ExitStack() as stack:
-        raw, plain = (stack.enter_context(closing(connect(contender.url))) for _ in range(2))
-        plain.execute("SET synchronous_commit = off")
+        raw, hasty = (_session(stack, contender.url, pair) for _ in range(2))
+        hasty.execute("SET synchronous_commit = off")
         lease = RawLease(contender.url)
         lease.prepare()
         ways: dict[str, Callable[[str], None]] = {
             "distlock": contender.cycle,
             "Django's cursor": lambda _: _by_django(pair),
-            "psycopg": lambda _: _by_psycopg(raw, pair, prepare=False),
-            "psycopg, prepared": lambda _: _by_psycopg(raw, pair, prepare=True),
-            "psycopg, prepared, no fsync": lambda _: _by_psycopg(plain, pair, prepare=True),
+            "psycopg": lambda _: _by_psycopg(raw, pair),
+            "psycopg, not planned before": lambda _: _by_psycopg(raw, whole),
+            "psycopg, no fsync": lambda _: _by_psycopg(hasty, pair),
             "raw lease": lease.cycle,
             "two SELECT 1, psycopg, prepared": lambda _: _nothing(raw),
         }
@@ -61,16 +65,27 @@ def measure(contender: Contender, name: str, cycles: int) -> dict[str, float]:
     return figures | _by_the_server(contender.url)
 
 
+def _session(stack: ExitStack, url: str, pair: Pair) -> Any:
+    """A session of the bare driver that binds values as Django does, and has the plans."""
+    from psycopg import ClientCursor
+
+    session: Any = stack.enter_context(closing(connect(url)))
+    session.cursor_factory = ClientCursor
+    for sql, _ in pair:
+        session.execute(PLANNED[sql].prepare)
+    return session
+
+
 def _by_django(pair: Pair) -> None:
-    for sql, parameters, _ in pair:
+    for sql, parameters in pair:
         with connection.cursor() as cursor:
             cursor.execute(sql, parameters)
             _check(cursor)
 
 
-def _by_psycopg(session: Any, pair: Pair, *, prepare: bool) -> None:
-    for sql, parameters, _ in pair:
-        _check(session.execute(sql, parameters, prepare=prepare))
+def _by_psycopg(session: Any, pair: Pair) -> None:
+    for sql, parameters in pair:
+        _check(session.execute(sql, parameters))
 
 
 def _check(cursor: Any) -> None:

@@ -7,7 +7,16 @@ in `distlock.contrib` and, because it needs Django's apps, in `distlock.fencing`
 from __future__ import annotations
 
 from .backends.base import Holder
-from .exceptions import AlreadyHeld, CommitOutcomeUnknown, LockBusy, LockError, LockLost, StaleToken
+from .exceptions import (
+    AlreadyHeld,
+    CommitOutcomeUnknown,
+    JobDuplicate,
+    LockBusy,
+    LockError,
+    LockLost,
+    StaleToken,
+)
+from .jobs import once
 from .leases import Lease
 from .locks import Lock, lock
 
@@ -15,6 +24,7 @@ __all__ = [
     "AlreadyHeld",
     "CommitOutcomeUnknown",
     "Holder",
+    "JobDuplicate",
     "Lease",
     "Lock",
     "LockBusy",
@@ -22,4 +32,5 @@ __all__ = [
     "LockLost",
     "StaleToken",
     "lock",
+    "once",
 ]

@@ -6,7 +6,7 @@ to a task for what is synchronous (`errands.py`). Only the waiting in between is
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 Granted = tuple[Grant, float]
 """A grant, and the seconds waited for it."""
+
+pastime: Callable[[Key, Deadline], bool] | None = None
+"""A test's fake clock (`testing/clocks.py`): whether time has passed for who met a busy lock."""
 
 
 class Acquisition:
@@ -141,6 +144,9 @@ class Acquisition:
             return None
         self._requested = clock()
         grant = where.grant(self._claim, waited)
+        while grant is None and pastime and pastime(self._key, self._deadline):
+            waited, self._requested = self._deadline.passed, clock()
+            grant = where.grant(self._claim, waited)
         if turn and grant is not None:
             turn.leave()
         elif turn and self._deadline.left > 0:
@@ -193,8 +199,12 @@ class Acquisition:
 
     # -- what needs no statement -----------------------------------------------------------------
 
+    @property
+    def _key(self) -> Key:
+        return (self._alias, self._claim.name, self._claim.slot)
+
     def _nested(self) -> Lease | None:
-        key: Key = (self._alias, self._claim.name, self._claim.slot)
+        key = self._key
         if not self._context.holds(key):
             return None
         if not self._lock.reentrant:
@@ -212,12 +222,13 @@ def _claim_of(lock: Lock) -> Claim:
     return Claim(
         name=lock.literal_name,
         slot=lock.slot,
-        owner=uuid.uuid4().hex,
+        owner=secrets.token_hex(16),
         ttl=int(ttl * 1_000_000),
         min_hold=int(lock.min_hold * 1_000_000),
         note=lock.note,
         thread=contexts.name_of_caller(),
         durable=durable and not lock.atomic,
+        resumes=lock.resumes,
     )
 
 

@@ -18,4 +18,5 @@ class DistlockConfig(AppConfig):
         from . import checks, events
 
         django_checks.register(checks.check_settings)
+        django_checks.register(checks.check_database, django_checks.Tags.database)
         events.connect()

@@ -24,30 +24,30 @@ LONGEST_NAME = 255
 LONGEST_NOTE = 255
 
 
-def checked_key(name: Name) -> Name:
+def checked_key(name: Name, argument: str = "name", longest: int = LONGEST_NAME) -> Name:
     """Return a name, or a callable that gives one."""
     if isinstance(name, str):
-        return checked_name(name)
+        return checked_name(name, argument, longest)
     if not callable(name):
-        raise TypeError(f"name must be a str or a callable, not {type(name).__name__}.")
+        raise TypeError(f"{argument} must be a str or a callable, not {type(name).__name__}.")
     return name
 
 
-def checked_name(name: object) -> str:
+def checked_name(name: object, argument: str = "name", longest: int = LONGEST_NAME) -> str:
     """Return a name that every database stores as it is. Raises `TypeError` or `ValueError`."""
     if not isinstance(name, str):
-        raise TypeError(f"name must be a str, not {type(name).__name__}.")
-    if not 1 <= len(name) <= LONGEST_NAME:
+        raise TypeError(f"{argument} must be a str, not {type(name).__name__}.")
+    if not 1 <= len(name) <= longest:
         raise ValueError(
-            f"name must have 1 to {LONGEST_NAME} characters, not {len(name)}; "
+            f"{argument} must have 1 to {longest} characters, not {len(name)}; "
             "hash what is longer, and keep a readable beginning."
         )
     if "\0" in name:
-        raise ValueError(f"name must not hold a NUL character: {name!r}.")
+        raise ValueError(f"{argument} must not hold a NUL character: {name!r}.")
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"name must be encodable as UTF-8: {name!r}.") from None
+        raise ValueError(f"{argument} must be encodable as UTF-8: {name!r}.") from None
     return name
 
 

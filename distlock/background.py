@@ -16,10 +16,10 @@ import atexit
 import logging
 import os
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from typing import Protocol
+from weakref import WeakSet
 
 from django.db import connections
 
@@ -79,6 +79,7 @@ class Background:
                 )
                 return
             self._thread = thread
+            _threads.add(self)
 
     @property
     def is_alive(self) -> bool:
@@ -100,15 +101,13 @@ class Background:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        try:
             self._wake.clear()
-            self._wake.wait(self._step())
-        except Exception:
-            logger.exception("the %s thread goes on after an error", self._name)
-            time.sleep(RETRY)
+            try:
+                delay = self._step()
+            except Exception:
+                logger.exception("the %s thread goes on after an error", self._name)
+                delay = RETRY
+            self._wake.wait(delay)
 
     def _warn_about_uwsgi(self) -> None:
         try:
@@ -122,6 +121,15 @@ class Background:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+_threads: WeakSet[Background] = WeakSet()
+
+
+def look_at_the_time() -> None:
+    """Wake every thread: a test has moved the clock on."""
+    for thread in list(_threads):
+        thread.wake()
 
 
 def after_fork(forget: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
@@ -33,7 +34,10 @@ class Settings:
 
 
 def settings() -> Settings:
-    """Return the settings in force. Raises `ImproperlyConfigured` for an unusable one."""
+    """Return the settings in force. Raises `ImproperlyConfigured` for an unusable one.
+
+    Also where the app is missing in INSTALLED_APPS.
+    """
     return _read()
 
 
@@ -70,13 +74,17 @@ def _fault(key: str, value: Any) -> str | None:
 
 @lru_cache(maxsize=1)
 def _read() -> Settings:
+    if not apps.is_installed("distlock"):  # whose checks do not run then
+        raise ImproperlyConfigured(
+            'Locks need their app: add "distlock" to INSTALLED_APPS and run manage.py migrate.'
+        )
     for _, message in problems():
         raise ImproperlyConfigured(message)
     return Settings(**getattr(django_settings, SETTING, {}))
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:
-    if setting in (SETTING, "DATABASES"):
+    if setting in (SETTING, "DATABASES", "INSTALLED_APPS"):
         _read.cache_clear()
 
 

@@ -31,7 +31,7 @@ from django.db.utils import load_backend
 
 from .backends import backend_for
 from .background import after_fork
-from .deadlines import Deadline, clock
+from .deadlines import Limit, real_clock
 from .limits import Opener, watch
 
 T = TypeVar("T")
@@ -102,11 +102,11 @@ class Private:
 
         Raises `TooSlow` if there is no turn, no connection or no answer in that time.
         """
-        deadline = Deadline(limit)
+        deadline = Limit(limit)
         try:
             self._take(deadline, keeper)
             limit = deadline.left if keeper else min(deadline.left, self.patience)
-            deadline = Deadline(limit)
+            deadline = Limit(limit)
             with self._bounded(self._opened(deadline), deadline.left) as connection:
                 yield connection
         except (OperationalError, InterfaceError) as error:
@@ -131,10 +131,10 @@ class Private:
 
     def close_if_unused(self, seconds: float = 0.0) -> None:
         """Close the connection unless a statement runs on it, or did in the last `seconds`."""
-        if clock() - self._used < seconds:
+        if real_clock() - self._used < seconds:
             return
         try:
-            self._take(Deadline(0.0), keeper=False)
+            self._take(Limit(0.0), keeper=False)
             self.close()
         except OperationalError:
             return
@@ -172,7 +172,7 @@ class Private:
                 self.close()
             raise
 
-    def _take(self, deadline: Deadline, keeper: bool) -> None:
+    def _take(self, deadline: Limit, keeper: bool) -> None:
         with self._turn:
             if keeper:
                 self._keeper_waits = True
@@ -193,10 +193,10 @@ class Private:
         with self._turn:
             if self._taken_by == threading.get_ident():
                 self._taken_by = None
-                self._used = clock()
+                self._used = real_clock()
                 self._turn.notify_all()
 
-    def _opened(self, deadline: Deadline) -> BaseDatabaseWrapper:
+    def _opened(self, deadline: Limit) -> BaseDatabaseWrapper:
         current = self._connection
         if current is not None and (current.connection is None or self._is_moved(current)):
             self.close()
@@ -251,7 +251,7 @@ def on_private(
     alias: str, statement: Callable[[BaseDatabaseWrapper], T], limit: float = LIMIT
 ) -> T:
     """Run a lock statement on the private connection; again if it was gone, or cut short."""
-    one, deadline, tries = private(alias), Deadline(limit), 0
+    one, deadline, tries = private(alias), Limit(limit), 0
     while True:
         tries += 1
         try:

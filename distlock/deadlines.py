@@ -3,7 +3,8 @@
 # Note [Which clock]
 Trust and waits are measured on CLOCK_BOOTTIME where there is one: CLOCK_MONOTONIC stands still
 while a Linux machine is suspended, and a lease does not. Neither is ever compared with the
-database's clock.
+database's clock. How long a statement may take is real time, whatever a test has done to the
+rest (`testing/`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 Seconds = int | float | timedelta
 
@@ -21,14 +24,18 @@ SHORTEST = 0.001
 LONGEST = 10 * 365 * 24 * 3600.0
 """Ten years: far below what overflows a database's interval."""
 
+ahead = 0.0
+"""Seconds that tests have let pass at once; it only grows, too."""
+
+real_clock: Callable[[], float] = time.monotonic
+"""Seconds on the machine's clock, which no test moves."""
 if hasattr(time, "CLOCK_BOOTTIME"):
+    real_clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
-    def clock() -> float:
-        """Seconds on a clock that only grows; see Note [Which clock]."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-else:  # pragma: no cover  (macOS, Windows)
-    clock = time.monotonic
+def clock() -> float:
+    """Seconds on a clock that only grows; see Note [Which clock]."""
+    return real_clock() + ahead
 
 
 def seconds(value: Seconds, argument: str, *, positive: bool = False) -> float:
@@ -67,19 +74,28 @@ class Deadline:
 
     __slots__ = ("_at", "started")
 
+    _clock = staticmethod(clock)
+
     def __init__(self, wait: float | None) -> None:
-        self.started = clock()
+        self.started = self._clock()
         self._at = math.inf if wait is None else self.started + wait
 
     @property
     def left(self) -> float:
         """Seconds left, never negative; infinite without a deadline."""
-        return max(0.0, self._at - clock())
+        return max(0.0, self._at - self._clock())
 
     @property
     def passed(self) -> float:
         """Seconds since the start."""
-        return clock() - self.started
+        return self._clock() - self.started
+
+
+class Limit(Deadline):
+    """How long the database may take, in real time."""
+
+    __slots__ = ()
+    _clock = staticmethod(real_clock)
 
 
 def jitter(delay: float) -> float:

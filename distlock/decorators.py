@@ -25,15 +25,13 @@ def wrap(lock: Lock, function: Any) -> Any:
     """
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"lock() decorates functions, not {function!r}.")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if is_generator(function):
         raise TypeError(
-            f"{_name(function)} is a generator: the lock would be released before its body runs. "
+            f"{name_of(function)} is a generator: the lock would be released before its body runs. "
             "Use a with block inside it."
         )
     key = Key(lock.name, function)
-    if iscoroutinefunction(function) or iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004
-    ):
+    if is_async(function):
         lock.refuse_atomic("a decorated coroutine function")
 
         @functools.wraps(function)
@@ -63,11 +61,32 @@ def wrap(lock: Lock, function: Any) -> Any:
     return locked
 
 
-class Key:
-    """A lock's name as a function of a call: a template or a callable of the bound arguments."""
+def is_async(function: Any) -> bool:
+    """Whether a call returns a coroutine."""
+    return iscoroutinefunction(function) or iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
 
-    def __init__(self, name: str | Callable[[Mapping[str, Any]], str], function: Any) -> None:
+
+def is_generator(function: Any) -> bool:
+    """Whether a call only makes a generator, whose body runs later."""
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+class Key:
+    """A lock's name as a function of a call: a template or a callable of the bound arguments.
+
+    `argument`: what the user calls it, for the errors.
+    """
+
+    def __init__(
+        self,
+        name: str | Callable[[Mapping[str, Any]], str],
+        function: Any,
+        argument: str = "name",
+    ) -> None:
         self._name = name
+        self._argument = argument
         self._function = function
         self._signature = inspect.signature(function)
         self._constant: str | None = None
@@ -91,8 +110,8 @@ class Key:
             parsed = list(string.Formatter().parse(template))
         except ValueError as error:
             raise ValueError(
-                f"name {template!r} is not a template: {error}. In a decorator a brace is "
-                "written twice to stand for itself."
+                f"{self._argument} {template!r} is not a template: {error}. In a decorator a "
+                "brace is written twice to stand for itself."
             ) from None
         fields = {
             field.partition(".")[0].partition("[")[0]
@@ -101,11 +120,12 @@ class Key:
         }
         if unknown := fields - set(self._signature.parameters):
             raise ValueError(
-                f"name {template!r} has the field {{{min(unknown)}}}, which is no argument of "
-                f"{_name(self._function)}{self._signature}."
+                f"{self._argument} {template!r} has the field {{{min(unknown)}}}, which is no "
+                f"argument of {name_of(self._function)}{self._signature}."
             )
         return fields
 
 
-def _name(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """Return what people call a function."""
     return getattr(function, "__qualname__", repr(function))

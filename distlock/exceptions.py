@@ -6,6 +6,7 @@
     ├── LockLost                 the lease is not provably ours any more; also a DatabaseError
     ├── StaleToken               a later holder has written already; also a DatabaseError
     └── CommitOutcomeUnknown     the answer to COMMIT never came; also a DatabaseError
+    JobDuplicate                 the job was done before: no fault of a lock
 
 Each carries one message in `args`, so that pickle, copy and Celery's `cls(*args)` can make it
 again; what programs read stands in attributes.
@@ -13,7 +14,8 @@ again; what programs read stands in attributes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlreadyHeld",
     "CommitOutcomeUnknown",
+    "JobDuplicate",
     "LockBusy",
     "LockError",
     "LockLost",
@@ -114,3 +117,29 @@ class CommitOutcomeUnknown(LockError, DatabaseError):
 
     Not a `LockLost`: unknown is not lost, and a blind retry might do the work twice.
     """
+
+
+class JobDuplicate(Exception):
+    """The job was done before, and `once(.., on_duplicate="raise")` did not run it again.
+
+    Not a `LockError`: no lock failed, and whoever tries again on those must not do so on this.
+    `result` is what the first run returned, as JSON gives it back; `finished_at` is when that was,
+    on the database's clock.
+    """
+
+    key: str | None = None
+    result: Any = None
+    finished_at: datetime | None = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        key: str | None = None,
+        result: Any = None,
+        finished_at: datetime | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.key = key
+        self.result = result
+        self.finished_at = finished_at

@@ -37,7 +37,7 @@ from .backends import backend_for
 from .backends.base import Trace
 from .background import soon
 from .connections import is_broken
-from .deadlines import Deadline
+from .deadlines import Limit
 from .exceptions import CommitOutcomeUnknown
 from .transactions import Outcome, Transaction
 
@@ -291,7 +291,7 @@ def outcome_of(transaction: Transaction) -> Outcome:
 
     See Note [The outcome of COMMIT].
     """
-    deadline = Deadline(PATIENCE)
+    deadline = Limit(PATIENCE)
     while deadline.left:
         try:
             found = transaction.trace()

@@ -61,6 +61,11 @@ class Keeper:
         if rounds := self._rounds.get(term.alias):
             rounds.replan(term)
 
+    def keeps(self, term: Term) -> bool:
+        """Whether a term is renewed here."""
+        rounds = self._rounds.get(term.alias)
+        return rounds is not None and term in rounds._terms
+
     def drop(self, term: Term) -> None:
         """Leave a term alone from now on."""
         if rounds := self._rounds.get(term.alias):

@@ -16,7 +16,6 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import Error
 
 from . import signals
-from .backends import backend_for
 from .backends.base import moment_of
 from .background import soon
 from .connections import in_transaction
@@ -85,6 +84,11 @@ class Lease:
         return moment_of(self._term.expires_us)
 
     @property
+    def held_for(self) -> float:
+        """Seconds since the grant, on this process's clock."""
+        return self._term.held_for
+
+    @property
     def remaining(self) -> float:
         """Seconds that this process may still trust the lease, renewals not counted ahead."""
         return self._term.remaining
@@ -113,7 +117,7 @@ class Lease:
         microseconds = None if span is None else int(span * 1_000_000)
         requested = clock()
         where = place(term.alias)
-        renew = backend_for(where.connection).renew
+        renew = where.backend.renew
         renewed = where.run(lambda connection: renew(connection, [term], microseconds))
         if term.owner not in renewed:
             term.lose("it had expired, or its row has another owner")
@@ -151,7 +155,7 @@ class Lease:
             raise self._loss()
         if where.transaction is not None:
             where.transaction.guard(self._term)
-        elif not backend_for(where.connection).guard(where.connection, self._term):
+        elif not where.backend.guard(where.connection, self._term):
             self._term.lose("the row has another owner")  # in the transaction of a TestCase
             raise self._loss()
 
@@ -178,6 +182,10 @@ class Lease:
                 self._go_on_giving_back()
             raise
 
+    def waive_min_hold(self) -> None:
+        """Let the release free the lock at once: what it was taken for did not happen."""
+        self._term.min_hold_us = 0
+
     async def acheck(self) -> None:
         """Raise `LockLost` if the lease is not provably held; see `check`."""
         self.check()
@@ -200,8 +208,11 @@ class Lease:
     def abandon(self) -> None:
         """Give the lock back without a word to the database: the keeper frees it soon.
 
-        For where nobody can wait, and no transaction has to do with the lease.
+        For where nobody can wait, and no transaction has to do with the lease. A loss is left for
+        `release` to tell.
         """
+        if self._term.lost:
+            return
         with self._mutex:
             if self._released:
                 return
@@ -308,7 +319,7 @@ class Lease:
 
     def _release_alone(self, where: Place) -> None:
         """Release in a transaction of its own, or in the one that `TestCase` keeps open."""
-        term, backend = self._term, backend_for(where.connection)
+        term, backend = self._term, where.backend
         lost = term.lost
         term.move(State.RELEASING)  # a renewal that is under way must not take it for a loss
         keeper.drop(term)

@@ -18,7 +18,7 @@ from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .background import Background, after_fork
-from .deadlines import Deadline, clock
+from .deadlines import Limit, real_clock
 
 IDLE = 3600.0
 PACE = 1.0
@@ -40,7 +40,7 @@ class Watch:
         if wire is None:
             yield
             return
-        end = clock() + limit
+        end = real_clock() + limit
         with self._mutex:
             self._ends[wire] = end
             sooner = end < self._planned
@@ -57,7 +57,7 @@ class Watch:
     def _step(self) -> float:
         """Cut off who is late. An end that was planned before stays planned: waking up costs."""
         with self._mutex:
-            now = clock()
+            now = real_clock()
             for wire in [wire for wire, end in self._ends.items() if end <= now]:
                 del self._ends[wire]
                 with suppress(OSError):
@@ -83,11 +83,11 @@ class Opener:
     def open(self, limit: float) -> BaseDatabaseWrapper:
         """Return an open connection. Raises `OperationalError` if there is none in that time."""
         errors: list[BaseException] = []
-        deadline = Deadline(limit)
+        deadline = Limit(limit)
         with self._arrival:
             self._wanted = True
             while not (self._arrived or errors) and deadline.left > 0:
-                pause = self._next_start - clock()
+                pause = self._next_start - real_clock()
                 if pause <= 0:
                     self._start(errors)
                 else:
@@ -113,7 +113,7 @@ class Opener:
 
     def _start(self, errors: list[BaseException]) -> None:
         self._under_way += 1
-        self._next_start = clock() + PACE
+        self._next_start = real_clock() + PACE
         work = threading.Thread(
             target=self._open, args=(errors,), name="distlock-connect", daemon=True
         )

@@ -25,7 +25,6 @@ from .arguments import (
     wait_of,
 )
 from .atomics import AtomicBlock, refuse_nesting
-from .backends import backend_for
 from .backends.base import Holder
 from .conf import settings
 from .deadlines import Deadline, Seconds, seconds
@@ -111,6 +110,8 @@ class Lock:
     note: str
     using: str | None
     slot: int = 0
+    resumes: bool = False
+    """Whether to pass the `min_hold` that the same task has left behind."""
     _entered: list[tuple[contexts.Context, Lease | AtomicBlock]] = dataclasses.field(
         default_factory=list, init=False, repr=False
     )
@@ -137,7 +138,7 @@ class Lock:
         """Return who holds the lock now, or `None`."""
         name, alias = self.literal_name, self.alias
         where = place(alias)
-        holder = backend_for(where.connection).holder
+        holder = where.backend.holder
         return where.run(lambda connection: holder(connection, name, self.slot))
 
     async def aacquire(self, wait: Seconds | Default | None = DEFAULT) -> Lease:
@@ -243,7 +244,8 @@ class Lock:
     @property
     def alias(self) -> str:
         """The database that it lives in."""
-        return self.using or known_alias(settings().USING)
+        usual = settings().USING  # read in any case: a missing app is told there
+        return self.using or known_alias(usual)
 
     def _waits(self) -> float | None:
         wait = settings().WAIT if isinstance(self.wait, Default) else self.wait

@@ -17,210 +17,32 @@ from __future__ import annotations
 
 import logging
 import math
-import selectors
-import socket
 import threading
 from contextlib import suppress
-from operator import itemgetter
-from typing import Protocol
 
-from django.db import Error, InterfaceError
+from django.db import Error
 
 from .backends import backend_for, tickets
-from .backends.base import Seen
 from .background import Background, after_fork
-from .connections import LIMIT, Private, private
+from .connections import LIMIT, private
 from .deadlines import clock, jitter
+from .ears import Ears
+from .queues import FIRST, LONGEST, PATIENCE, Name, Queue, Waiter
 
 logger = logging.getLogger("distlock")
 
-Name = tuple[str, int]
-"""Name and slot."""
-
-FIRST = 0.005
-"""Seconds until the next look at a lock that was on the move."""
-LONGEST = 0.36
-"""The most seconds, give or take a quarter, between two looks at a row that nobody tells about."""
-GROWTH = 2.0
-SETTLE = 0.05
-"""Seconds, at least, from a try that came too late to the look at who was faster."""
-LATE = 0.01
-"""Seconds after the end of a lease to look: it shall have ended on the database's clock."""
-FARTHEST = 30.0
-"""Seconds until the next look in any case: the database's clock may be set on, or a row changed."""
 DEAF = 10.0
 """Seconds until one tries to listen again."""
 IDLE = 10.0
 """Seconds after which a connection that listens for nobody is closed."""
 STUCK = LIMIT + 1.0
 """Seconds without a sign of life after which nobody relies on the lookout any more."""
-PATIENCE = 1.0
-"""Seconds after which a turn that nobody has taken goes to the next in line."""
 UNUSED = 60.0
 """Seconds after which the connection that looks is closed, if nobody else uses it either."""
 BATCH = 500
 """Names in one statement."""
 LIFE = 4.0
 """Seconds that a sign of life holds for a ticket: so long a dead waiter may be waited for."""
-
-
-class Waiter(Protocol):
-    """Somebody who waits, in a thread or a task."""
-
-    def wake(self) -> bool:
-        """Say that it is time to try; `False` if it will never hear of that.
-
-        May be called from any thread, and more than once.
-        """
-
-    def ticket(self) -> int | None:
-        """Return its number in a queue that other processes have a part in."""
-
-    @property
-    def is_well(self) -> bool:
-        """Whether it has shown lately that it goes on waiting."""
-
-
-class Queue:
-    """Those of this process who wait for one name, in the order they came."""
-
-    def __init__(self, key: Name) -> None:
-        self.key = key
-        self.waiters: list[Waiter] = []
-        self.due = 0.0
-        self.delay = FIRST
-        self.token = -1
-        self.told = False
-        """Whether a release would be heard of."""
-        self.called = math.inf
-        """Since when it is somebody's turn who has not tried yet."""
-
-    def wake(self) -> None:
-        """Let the one who has waited longest try: not who was called long ago, and did nothing.
-
-        An interrupt may have come as it was about to leave the line, or its connection hangs.
-        """
-        if not self.waiters:
-            return
-        if clock() - self.called > PATIENCE:
-            self.called = math.inf
-            self.waiters.append(self.waiters.pop(0))
-        self.called = min(self.called, clock())
-        while self.waiters and not self.waiters[0].wake():
-            self.waiters.pop(0)
-
-    def arrange(self) -> None:
-        """Let those who have tickets stand in their order: another thread may have been faster."""
-        tickets = [waiter.ticket() for waiter in self.waiters]  # once: they may change meanwhile
-        holders = zip(tickets, self.waiters, strict=True)
-        numbered = [(ticket, waiter) for ticket, waiter in holders if ticket is not None]
-        in_order = iter(sorted(numbered, key=itemgetter(0)))
-        self.waiters[:] = [
-            waiter if ticket is None else next(in_order)[1]
-            for ticket, waiter in zip(tickets, self.waiters, strict=True)
-        ]
-
-    def look_soon(self) -> float:
-        """Look at the row again, later each time that nothing has changed; return when."""
-        self.called = math.inf
-        head = self.waiters[0]
-        self.arrange()
-        if self.waiters[0] is not head:
-            self.wake()
-        self.due = min(self.due, clock() + max(SETTLE, self.delay))
-        return self.due
-
-    def learn(self, seen: Seen | None, *, told: bool) -> None:
-        """Take note of what a look has shown. `told`: somebody listens."""
-        left = seen.time_left / 1e6 if seen else 0.0
-        if seen is None or seen.token != self.token:
-            self.delay = FIRST
-        self.token = seen.token if seen else -1
-        now = clock()
-        self.told = bool(left > 0 and told and seen and seen.wanted)
-        if self.told:
-            self.due = now + min(left + LATE, FARTHEST)
-            return
-        # One that is free and still not to be had is locked: then a look and a try are two.
-        self.due = now + (min(jitter(self.delay), left + LATE) if left else 2 * jitter(self.delay))
-        self.delay = min(self.delay * GROWTH, LONGEST)
-        if not left:
-            self.wake()
-
-
-class Ears:
-    """The connection that listens, and the bell that wakes the lookout: its thread sleeps on both.
-
-    Only the lookout's thread may use it; any may ring.
-    """
-
-    def __init__(self, alias: str) -> None:
-        self._alias = alias
-        self._listening: object = None
-        self._bell, self._button = socket.socketpair()
-        self._bell.setblocking(False)
-        self._button.setblocking(False)
-
-    def set(self) -> None:
-        """Ring."""
-        with suppress(OSError):  # it is ringing already, or this is a forked child
-            self._button.send(b"!")
-
-    def clear(self) -> None:
-        """Stop ringing."""
-        with suppress(BlockingIOError):
-            while self._bell.recv(4096):
-                pass
-
-    def wait(self, timeout: float) -> None:
-        """Sleep until the bell rings, a message comes, or the connection breaks."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._bell, selectors.EVENT_READ)
-            wire = self.private.wire if self.open else None
-            try:
-                if wire is not None:
-                    selector.register(wire, selectors.EVENT_READ)
-            except (OSError, ValueError):  # it was closed just now
-                return
-            selector.select(timeout)
-
-    @property
-    def private(self) -> Private:
-        """The connection."""
-        return private(self._alias, to_listen=True)
-
-    @property
-    def open(self) -> bool:
-        """Whether it listens, as far as is known."""
-        return self._listening is not None
-
-    def listen(self) -> bool:
-        """Begin to listen; `False` if messages would not come through."""
-        with self.private.use() as connection:
-            if backend_for(connection).listen(connection):
-                self._listening = connection
-        if not self.open:
-            self.close()
-        return self.open
-
-    def heard(self) -> list[Name]:
-        """Return what has been said since the last time. Raises what says that it is gone."""
-        if self.private.wire is None:  # else it would be opened again, to see that it is gone
-            raise InterfaceError("the connection that listened was closed")
-        with self.private.use() as connection:
-            if connection is not self._listening:
-                raise InterfaceError("the connection that listened was closed")
-            return backend_for(connection).heard(connection)
-
-    def close(self) -> None:
-        """Listen no more."""
-        self._listening = None
-        self.private.close_if_unused()
-
-    def forget(self) -> None:
-        """Drop the bell: in a forked child, or if nobody will use it."""
-        for end in (self._bell, self._button):
-            end.close()
 
 
 class Lookout:
@@ -287,9 +109,16 @@ class Lookout:
         """Note that somebody else has the lock now, for nobody knows how long."""
         with self._mutex:
             queue = self._queues.get(key)
-            soon = queue.look_soon() if queue else math.inf
+            soon = queue.look_soon() if queue and queue.waiters else math.inf
         if soon < self._planned:
             self._ears.set()
+
+    def rouse(self) -> None:
+        """Let everybody in a line try, and see what the time is: a test has moved the clock on."""
+        with self._mutex:
+            for queue in self._queues.values():
+                for waiter in queue.waiters:
+                    waiter.wake()
 
     @property
     def works(self) -> bool:
@@ -453,6 +282,12 @@ def lookout(alias: str) -> Lookout:
         if found is not made:
             made.forget()
     return found
+
+
+def rouse() -> None:
+    """Rouse everybody who waits in this process."""
+    for one in list(_lookouts.values()):
+        one.rouse()
 
 
 def _forget() -> None:

@@ -1,80 +1,17 @@
-"""The row: one per name and slot. The statements that keep its rules stand in `backends/`."""
+"""The rows: of a lock, one per name and slot, and of a job, one per key.
+
+The statements that keep a lock's rules stand in `backends/`; who may write a job, in `receipts.py`.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
-
-from django.conf import settings
 from django.db import models
 from django.db.models import Q
-from django.utils import timezone as django_timezone
+from django.utils.translation import gettext_lazy as _
 
-from .backends import backend_for
-from .backends.base import EPOCH, TABLE, in_convention
+from .backends.base import EPOCH, TABLE
 from .backends.tickets import TICKETS
-
-if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
-
-    CharField = models.CharField[str, str]
-    DateTimeField = models.DateTimeField[Any, Any]
-else:
-    CharField, DateTimeField = models.CharField, models.DateTimeField
-
-
-class NameField(CharField):
-    """A lock's name, compared exactly: case, accents and trailing spaces count on every database.
-
-    The collation comes from `db_parameters` and not from `db_collation`, which would be one for
-    all vendors and make `makemigrations --check` depend on the database.
-    """
-
-    def db_parameters(self, connection: BaseDatabaseWrapper) -> dict[str, Any]:
-        """Return Django's parameters with the vendor's exact, no-pad collation."""
-        parameters: dict[str, Any] = dict(super().db_parameters(connection))
-        parameters["collation"] = backend_for(connection).exact_collation
-        return parameters
-
-
-class UTCDateTimeField(DateTimeField):
-    """A moment on the database's clock, stored as UTC whatever USE_TZ and TIME_ZONE say.
-
-    Django stores local time where a database has no time zones and USE_TZ is off; the statements
-    in `backends/` write UTC. In Python a value follows Django's convention: aware with USE_TZ,
-    else naive and local.
-    """
-
-    def get_internal_type(self) -> str:
-        """Return a name of our own, so that no backend converter of Django's applies."""
-        return "UTCDateTimeField"
-
-    def db_type(self, connection: BaseDatabaseWrapper) -> str | None:
-        """Return the column type of a `DateTimeField`."""
-        return DateTimeField().db_type(connection)
-
-    def get_db_prep_value(
-        self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
-    ) -> Any:
-        """Return the moment as the vendor's column takes it."""
-        if not prepared:
-            value = self.get_prep_value(value)
-        if not isinstance(value, datetime):
-            return value
-        if django_timezone.is_naive(value):
-            value = django_timezone.make_aware(value, django_timezone.get_default_timezone())
-        return backend_for(connection).moment_to_db(value.astimezone(timezone.utc))
-
-    def from_db_value(
-        self, value: Any, expression: object, connection: BaseDatabaseWrapper
-    ) -> datetime | None:
-        """Return the moment in Django's convention."""
-        if value is None:
-            return None
-        moment = backend_for(connection).moment_from_db(value)
-        if moment.tzinfo is None and not settings.USE_TZ:
-            return moment
-        return in_convention(moment)
+from .fields import JSONTextField, NameField, UTCDateTimeField
 
 
 class DistributedLock(models.Model):
@@ -141,3 +78,44 @@ class Ticket(models.Model):
 
 NAMED = ~Q(name="")
 """Every row but the reserved one; see Note [High-water mark] in `backends/base.py`."""
+
+
+class Job(models.Model):
+    """What is to be done once, is being done, or was done: one row per key.
+
+    A row that is done and has not expired is a receipt: with it in place the job does not run
+    again. It is written by `receipts.py`, by whoever holds the job's lock, and never over a newer
+    token. What is queued is written by `outbox.py`, and is unpublished until its message is out.
+    Moments are on the database's clock, and every column has a default in the database, as those
+    of a lock.
+    """
+
+    class State(models.TextChoices):
+        """How far it is. A job that runs has its lock held; without that it was broken off."""
+
+        QUEUED = "queued", _("queued")
+        RUNNING = "running", _("running")
+        DONE = "done", _("done")
+
+    id = models.BigAutoField(primary_key=True)
+    key = NameField(max_length=255, db_default="")
+    state = models.CharField(max_length=16, choices=State, db_default=State.QUEUED.value)
+    task = models.CharField(max_length=255, db_default="", blank=True)
+    task_id = models.CharField("task id", max_length=255, db_default="", blank=True)
+    arguments = JSONTextField(null=True, blank=True)
+    result = JSONTextField(null=True, blank=True)
+    token = models.BigIntegerField(db_default=0)
+    attempts = models.BigIntegerField(db_default=0)
+    created_at = UTCDateTimeField(null=True, blank=True)
+    started_at = UTCDateTimeField(null=True, blank=True)
+    finished_at = UTCDateTimeField(null=True, blank=True)
+    expires_at = UTCDateTimeField(db_default=EPOCH)
+    unpublished_since = UTCDateTimeField(null=True, blank=True, db_index=True)
+
+    class Meta:
+        db_table = "distlock_job"
+        constraints = [models.UniqueConstraint(fields=["key"], name="distlock_job_key")]
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return self.key

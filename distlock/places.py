@@ -32,7 +32,7 @@ from django.db import Error, InterfaceError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .backends import backend_for
-from .backends.base import TABLE, Claim, Grant
+from .backends.base import TABLE, Backend, Claim, Grant
 from .connections import LIMIT, in_testcase, in_transaction, is_broken, on_private, private
 from .exceptions import LockError
 from .hooks import transaction_of
@@ -43,10 +43,13 @@ T = TypeVar("T")
 
 logger = logging.getLogger("distlock")
 
+instead: Backend | None = None
+"""What is asked instead of any database while a test has locks disabled (`testing/disabled.py`)."""
+
 
 @dataclass
-class Unwanted:
-    """A grant that is given back at once."""
+class Bare:
+    """A grant that no lease stands for."""
 
     name: str
     slot: int
@@ -65,6 +68,11 @@ class Place:
     """The caller's open transaction, if releases must wait for its end."""
     own: bool = False
     """Whether a grant belongs to the caller's open transaction, unseen by others."""
+
+    @property
+    def backend(self) -> Backend:
+        """What speaks the connection's dialect."""
+        return instead or backend_for(self.connection)
 
     def run(self, statement: Callable[[BaseDatabaseWrapper], T]) -> T:
         """Run a lock statement that may be repeated: once more if the connection was gone."""
@@ -86,7 +94,7 @@ class Place:
 
     def grant(self, claim: Claim, waited: float) -> Grant | None:
         """Try once. An answer that was lost is asked for again, with the same owner."""
-        backend = backend_for(self.connection)
+        backend = self.backend
         try:
             grant = self.run(lambda connection: backend.grant(connection, claim, waited))
         except Error as error:
@@ -108,7 +116,7 @@ class Place:
             if private(alias).identity is None:  # no lock is refused for want of a second session
                 logger.info("lock_table_unchecked name=%r: %s", claim.name, error)
                 return
-        unwanted = Unwanted(
+        unwanted = Bare(
             claim.name, claim.slot, claim.owner, grant.token, grant.expires_us, min_hold_us=0
         )
         backend_for(self.connection).release(self.connection, unwanted, alone=True)
@@ -132,7 +140,7 @@ def place(alias: str, *, to_acquire: bool = False) -> Place:
     Raises `LockError` for an acquire inside a snapshot, which would be read past the lock.
     """
     connection = connections[alias]
-    if in_testcase(connection):
+    if in_testcase(connection) or instead is not None:
         return Place(connection, own=True)
     if not in_transaction(connection):
         return Place(connection)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from django.db import models
-from django.db.models import Case, Q, Value, When
+from django.db.models import Case, F, Q, Value, When
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from .backends.base import EPOCH, MICROSECOND, microseconds_of
+from .receipts import is_locked
 
 
 class LockState(models.TextChoices):
@@ -29,6 +30,25 @@ MEANING = {
 }
 
 
+class JobState(models.TextChoices):
+    """What a job's row says at a moment of the database's clock, and whether its lock is held."""
+
+    QUEUED = "queued", _("queued")
+    RUNNING = "running", _("running")
+    BROKEN = "broken", _("broken off")
+    DONE = "done", _("done")
+    PAST = "past", _("expired")
+
+
+MEANING_OF_JOB = {
+    JobState.QUEUED: _("It waits to be run."),
+    JobState.RUNNING: _("Somebody runs it and holds its lock."),
+    JobState.BROKEN: _("It was begun, failed or was killed. The next call runs it."),
+    JobState.DONE: _("It was done, and does not run again until its receipt has expired."),
+    JobState.PAST: _("It was done, and its receipt has expired. The next call runs it."),
+}
+
+
 def state_at(now: int) -> Case:
     """Return the expression for a row's state at that many microseconds since 1970.
 
@@ -40,6 +60,17 @@ def state_at(now: int) -> Case:
         When(over, then=Value(LockState.EXPIRED.value)),
         When(Q(owner=""), then=Value(LockState.KEPT.value)),
         default=Value(LockState.HELD.value),
+        output_field=models.CharField(),
+    )
+
+
+def job_state_at(now: int) -> Case:
+    """Return the expression for a job's state at that many microseconds since 1970."""
+    at = EPOCH + now * MICROSECOND
+    return Case(
+        When(Q(state="done", expires_at__lte=at), then=Value(JobState.PAST.value)),
+        When(Q(state="running") & ~Q(is_locked(at)), then=Value(JobState.BROKEN.value)),
+        default=F("state"),
         output_field=models.CharField(),
     )
 

@@ -31,7 +31,7 @@ from .background import soon
 from .connections import on_private
 from .deadlines import clock
 from .exceptions import LockError, LockLost
-from .keeper import keeper
+from .keeper import can_keep, keeper
 from .terms import State, Term
 
 logger = logging.getLogger("distlock")
@@ -295,10 +295,10 @@ class Transaction:
             term.unpin()
             if term in self.releases:
                 continue
-            if outcome is Outcome.COMMITTED:
-                keeper.keep(term)
-            else:
+            if outcome is not Outcome.COMMITTED:
                 term.lose("the transaction that it was granted in was rolled back")
+            elif can_keep(term.alias):
+                keeper.keep(term)
 
     def _conclude(self, term: Term, release: Release, outcome: Outcome) -> None:
         try:

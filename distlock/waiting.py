@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from .deadlines import Deadline, clock, jitter
-from .lookout import FIRST, GROWTH, LONGEST, Lookout, Name
+from .lookout import Lookout
+from .queues import FIRST, GROWTH, LONGEST, Name
 
 T = TypeVar("T")
 

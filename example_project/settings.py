@@ -77,6 +77,7 @@ TEMPLATES = [
 DEBUG = True
 SECRET_KEY = "not a secret: this is an example"
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
+API_KEYS = {"demo": "the demo client"}  # whose requests to /api/ are answered
 ROOT_URLCONF = "example_project.urls"
 STATIC_URL = "static/"
 USE_TZ = True

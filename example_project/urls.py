@@ -12,5 +12,6 @@ urlpatterns = [
     path("buy/<int:product_id>/", views.buy, name="buy"),
     path("restock/<int:product_id>/", views.restock, name="restock"),
     path("capture/<int:payment_id>/", views.capture, name="capture"),
+    path("api/payments/", views.authorize, name="authorize"),
     path("admin/", admin.site.urls),
 ]

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection
 
 from distlock.keeper import keeper
+from distlock.signals import lock_lost
 from distlock.terms import State
 from tests.databases import version
+from tests.proxy import Proxy
 
 URL = os.environ["DISTLOCK_TEST_URL"]
 POOLED = URL.startswith("pgbouncer")
@@ -74,7 +77,60 @@ def nothing_left_over() -> Iterator[None]:
             term.move(State.RELEASED)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def only_full_tables_are_emptied() -> Iterator[None]:
+    """Let TRUNCATE, which costs PostgreSQL milliseconds a table, leave empty ones alone."""
+    if connection.vendor != "postgresql":
+        yield
+        return
+    operations: Any = type(connection.ops)
+    original = operations.sql_flush
+
+    def sql_flush(self: Any, style: Any, tables: Sequence[str], **how: Any) -> list[str]:
+        looks = [
+            f"SELECT '{table}' WHERE EXISTS (SELECT FROM {self.quote_name(table)})"
+            for table in tables
+        ]
+        with self.connection.cursor() as cursor:
+            cursor.execute(" UNION ALL ".join(looks))
+            full = [table for (table,) in cursor.fetchall()]
+        return original(self, style, full, **{**how, "allow_cascade": True})
+
+    operations.sql_flush = sql_flush
+    yield
+    operations.sql_flush = original
+
+
 @pytest.fixture
 def vendor() -> str:
     """The database under test: sqlite, postgresql or mysql (which MariaDB is, too)."""
     return connection.vendor
+
+
+# -- what the tests of lost answers share (tests/cuts.py) ---------------------------------------
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    """A proxy that the alias "other" goes through."""
+    from tests.cuts import proxied  # it asks which database is tested
+
+    with proxied() as opened:
+        yield opened
+
+
+@pytest.fixture
+def lost() -> Iterator[list[str]]:
+    """The names of that alias's locks that were told to be lost."""
+    from tests.cuts import told
+
+    with told(lock_lost) as names:
+        yield names
+
+
+@pytest.fixture
+def nothing_is_lost(monkeypatch: pytest.MonkeyPatch, lost: list[str]) -> Iterator[None]:
+    """Unknown is not lost. It is given up sooner than it usually is, to save time."""
+    monkeypatch.setattr("distlock.hooks.PATIENCE", 1.5)
+    yield
+    assert lost == []

@@ -78,8 +78,18 @@ def snap() -> None:
 
 
 def mark(name: str) -> bool:
-    """Write a column that no grant depends on, as a waiter might, if that can be done at once."""
-    return _write_now(name, "note = 'somebody waits'")
+    """Let a waiter mark the row, as if the mark before had run out; whether that could be done.
+
+    Where waiters write nothing, write a column that no grant depends on.
+    """
+    if connection.vendor != "postgresql":
+        return _write_now(name, "note = 'somebody waits'")
+    if not _write_now(name, "wanted_until = '1970-01-01'"):
+        return False
+    with suppress(DatabaseError), other_session() as cursor:
+        seen = backend_for(connection).look(cursor.db, [(name, 0)])
+        return seen[name, 0].wanted
+    return False
 
 
 def expire_now(name: str) -> bool:

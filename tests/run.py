@@ -9,7 +9,8 @@ started (tests/servers.py) and stopped afterwards, unless the environment names 
 
 DISTLOCK_TEST_POSTGRESQL_URL, ..._MARIADB_URL, ..._PGBOUNCER_URL   use this server, not our own
 DISTLOCK_REQUIRE    databases that must not be missing: postgresql,mariadb,pgbouncer
-DISTLOCK_JOBS       2 runs two databases at a time and shows their output when they are done
+DISTLOCK_JOBS       3 runs three parts at a time, each on a server of its own, and shows their
+                    output when they are done; the tests of contrib are parts of their own
 DISTLOCK_AGAIN      how many failures of a run may be tried a second time, alone: the machine may
                     have been busy. They are named at the end, and what fails again is a failure
 DISTLOCK_DURABLE    1: commits wait for the disk (always so with --torture)
@@ -46,7 +47,11 @@ from tests.servers import SERVERS as DATABASE_SERVERS  # noqa: E402
 
 SERVERS: dict[str, type[Server]] = {**DATABASE_SERVERS, "pgbouncer": PgBouncer}
 NAMES = ("sqlite", *SERVERS)
+LONGEST_FIRST = ("postgresql", "mariadb", "sqlite", "pgbouncer")
 RESULTS = ROOT / ".test-results"
+WHOLE: dict[str, list[str]] = {"": []}
+PARTS = {"": ["--ignore=tests/contrib"], "-contrib": ["tests/contrib"]}
+"""What is run at the same time, by what is added to a database's name."""
 RUN_LIMIT = 3600.0  # seconds for one pytest; a single test has its own limit, in setup.cfg
 TORTURE_LIMIT = 6 * 3600.0
 
@@ -88,6 +93,16 @@ class Outcome:
         self.passed += passed
         self.failed += failed
         self.skipped += skipped
+
+    def join(self, other: Outcome) -> None:
+        """Count another part's tests, too."""
+        self.version = self.version or other.version
+        self.not_run = self.not_run or other.not_run
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.problems += other.problems
+        self.unsteady += other.unsteady
 
     def passed_again(self, report: Path) -> None:
         """Count the failures of a report as passed, by name."""
@@ -171,19 +186,26 @@ class Runner:
         self.printing = threading.Lock()
         self.stopped = False
 
-    def run(self, name: str) -> Outcome:
-        """Run the passes on one database."""
+    def parts(self, name: str) -> dict[str, list[str]]:
+        """The parts of a database's run: one, if somebody waits for its output or names tests."""
+        paths = [arg for arg in self.pytest_args if Path(arg.partition("::")[0]).exists()]
+        whole = self.torture or not self.quiet or paths or name == "pgbouncer"
+        return WHOLE if whole else PARTS
+
+    def run(self, name: str, part: str = "") -> Outcome:
+        """Run the passes of one part on one database."""
         outcome = Outcome(name)
         try:
             with served(name, self.durable) as url:
                 outcome.version = version(url)
-                self.passes(outcome, url)
+                self.passes(outcome, url, part)
         except Unavailable as reason:
             outcome.not_run = " ".join(str(reason).split())
         return outcome
 
-    def passes(self, outcome: Outcome, url: str) -> None:
-        name, own = outcome.name, self.pytest_args
+    def passes(self, outcome: Outcome, url: str, part: str = "") -> None:
+        name = outcome.name + part
+        own = [*self.parts(outcome.name)[part], *self.pytest_args]
         if self.torture:
             self.one_pass(outcome, name, url, ["-m", "torture", *own])
             return
@@ -258,13 +280,23 @@ def run(names: list[str], runner: Runner, jobs: int) -> list[Outcome]:
     """The outcomes, in the order of the names. Ctrl-C stops everything, servers included."""
     RESULTS.mkdir(exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(runner.run, name) for name in names]
+        futures = {
+            name: [pool.submit(runner.run, name, part) for part in runner.parts(name)]
+            for name in sorted(names, key=LONGEST_FIRST.index)
+        }
         try:
-            return [future.result() for future in futures]
+            return [joined([future.result() for future in futures[name]]) for name in names]
         except (KeyboardInterrupt, SystemExit) as end:
             pool.shutdown(wait=False, cancel_futures=True)
             runner.stop(patience=5.0 if isinstance(end, KeyboardInterrupt) else 0.0)
             raise
+
+
+def joined(outcomes: list[Outcome]) -> Outcome:
+    """One outcome of all parts of a database."""
+    for other in outcomes[1:]:
+        outcomes[0].join(other)
+    return outcomes[0]
 
 
 def serve(name: str) -> None:

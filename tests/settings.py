@@ -7,7 +7,9 @@ DISTLOCK_TIME_ZONE  default America/New_York: it has daylight saving and is not 
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,18 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "django_tasks_db",
     "distlock",
     "tests.app",
+    # It allows no Django later than 6.0, and is installed where Django is older (setup.cfg).
+    *(["django_celery_beat"] if find_spec("django_celery_beat") else []),
 ]
+DJANGO_TASKS = "django.tasks" if importlib.util.find_spec("django.tasks") else "django_tasks"
+"""Django's own tasks, or before Django 6 their backport."""
+TASKS = {
+    "default": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": []},
+    "immediate": {"BACKEND": f"{DJANGO_TASKS}.backends.immediate.ImmediateBackend"},
+}
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

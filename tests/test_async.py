@@ -17,8 +17,10 @@ from django.db import connections, transaction
 from django.test import TestCase
 
 from distlock import AlreadyHeld, Lease, LockBusy, LockLost, lock
+from distlock.backends import tickets
 from distlock.keeper import keeper
 from distlock.lookout import lookout
+from distlock.models import Ticket
 from distlock.signals import lock_acquired, lock_released
 from tests.support import becomes_free, eventually, is_free, steal
 
@@ -587,6 +589,68 @@ def test_cancelled_while_it_releases() -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             assert await elsewhere(becomes_free, "x", 5.0)
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+@servers
+def test_a_cancelled_release_still_happens_in_its_thread() -> None:
+    """Where a transaction is open: nobody else could release as part of that."""
+
+    async def main() -> None:
+        begin = transaction.atomic()
+        await sync_to_async(begin.__enter__)()
+        lease = await lock("x", renew=False).aacquire()
+        busy = asyncio.create_task(sync_to_async(time.sleep)(0.5))
+        await asyncio.sleep(0.1)
+        release = asyncio.create_task(lease.arelease())
+        await asyncio.sleep(0.1)
+        release.cancel()
+        await asyncio.gather(release, busy, return_exceptions=True)
+        await sync_to_async(begin.__exit__)(None, None, None)
+        assert await elsewhere(becomes_free, "x", 1.0)
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+def test_a_ticket_that_is_drawn_for_a_cancelled_task_is_torn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawing, cancelled, real = threading.Event(), threading.Event(), tickets.draw
+
+    def slow(*arguments: Any) -> None:
+        drawing.set()
+        cancelled.wait(20)
+        real(*arguments)
+
+    monkeypatch.setattr(tickets, "draw", slow)
+
+    async def main() -> None:
+        async with lock("x"):
+            task = asyncio.create_task(lock("x", fair=True, wait=30).aacquire())
+            assert await elsewhere(drawing.wait, 20)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.sleep(0.5)  # the task has had its ticket torn, before it was drawn
+            cancelled.set()
+            await sync_to_async(time.monotonic)()
+            assert not await Ticket.objects.aexists()
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+@servers
+def test_a_loss_is_told_also_if_no_thread_had_time_for_the_release() -> None:
+    async def main() -> None:
+        lease = await lock("x", ttl=0.5, renew=False).aacquire()
+        busy = asyncio.create_task(sync_to_async(time.sleep)(1.6))
+        await asyncio.sleep(0.6)
+        with pytest.raises(LockLost):
+            await lease.arelease()
+        await busy
 
     run(main)
     assert nothing_is_left("x")

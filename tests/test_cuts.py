@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -13,7 +12,6 @@ from django.db import DatabaseError, connections, transaction
 from distlock import lock
 from distlock.backends.base import TABLE
 from distlock.keeper import keeper
-from distlock.signals import lock_lost
 from tests.cuts import (
     ALIAS,
     LONG,
@@ -24,9 +22,7 @@ from tests.cuts import (
     eventually,
     holds,
     own_port,
-    proxied,
     sweep,
-    told,
     warm,
 )
 from tests.proxy import Proxy
@@ -36,19 +32,6 @@ pytestmark = [
     pytest.mark.django_db(transaction=True, databases=["default", "other"]),
     pytest.mark.vendor("postgresql", "mysql"),
 ]
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    with proxied() as opened:
-        yield opened
-
-
-@pytest.fixture
-def lost() -> Iterator[list[str]]:
-    """The names of the alias's locks that were told to be lost."""
-    with told(lock_lost) as names:
-        yield names
 
 
 def row_or_none(name: str) -> dict[str, Any] | None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from django.db import connections
 
-from distlock import CommitOutcomeUnknown, hooks
-from distlock.signals import lock_lost
+from distlock import CommitOutcomeUnknown
 from tests.cuts import (
     ALIAS,
     COMMIT,
@@ -20,9 +18,7 @@ from tests.cuts import (
     atomic,
     before,
     inside,
-    proxied,
     sweep,
-    told,
     warm,
 )
 from tests.proxy import Cut, Proxy
@@ -32,22 +28,8 @@ pytestmark = [
     pytest.mark.django_db(transaction=True, databases=["default", "other"]),
     pytest.mark.vendor("postgresql", "mysql"),
     pytest.mark.slow,
+    pytest.mark.usefixtures("nothing_is_lost"),
 ]
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    with proxied() as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Unknown is not lost. It is given up sooner than it usually is, to save time."""
-    monkeypatch.setattr(hooks, "PATIENCE", 1.5)
-    with told(lock_lost) as names:
-        yield
-    assert names == []
 
 
 forms = pytest.mark.parametrize("form", [inside, atomic, before])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from django.db import connections, transaction
 
-from distlock import CommitOutcomeUnknown, hooks, lock
+from distlock import CommitOutcomeUnknown, lock
 from distlock.backends.base import TABLE
-from distlock.signals import lock_lost
 from tests.app.models import Counter
 from tests.cuts import (
     ALIAS,
@@ -26,8 +25,6 @@ from tests.cuts import (
     eventually,
     fresh_name,
     inside,
-    proxied,
-    told,
     warm,
 )
 from tests.proxy import Hold, Proxy
@@ -37,22 +34,8 @@ pytestmark = [
     pytest.mark.django_db(transaction=True, databases=["default", "other"]),
     pytest.mark.vendor("postgresql", "mysql"),
     pytest.mark.slow,
+    pytest.mark.usefixtures("nothing_is_lost"),
 ]
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    with proxied() as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Unknown is not lost. It is given up sooner than it usually is, to save time."""
-    monkeypatch.setattr(hooks, "PATIENCE", 1.5)
-    with told(lock_lost) as names:
-        yield
-    assert names == []
 
 
 forms = pytest.mark.parametrize("form", [inside, atomic, before])

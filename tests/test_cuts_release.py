@@ -10,7 +10,7 @@ from django.db import transaction
 
 from distlock import LockLost, lock
 from distlock.backends.base import TABLE
-from distlock.signals import lock_lost, lock_released
+from distlock.signals import lock_released
 from tests.cuts import (
     ALIAS,
     LONG,
@@ -21,7 +21,6 @@ from tests.cuts import (
     eventually,
     fresh_name,
     holds,
-    proxied,
     sweep,
     told,
     warm,
@@ -33,19 +32,6 @@ pytestmark = [
     pytest.mark.django_db(transaction=True, databases=["default", "other"]),
     pytest.mark.vendor("postgresql", "mysql"),
 ]
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    with proxied() as opened:
-        yield opened
-
-
-@pytest.fixture
-def lost() -> Iterator[list[str]]:
-    """The names of the alias's locks that were told to be lost."""
-    with told(lock_lost) as names:
-        yield names
 
 
 @pytest.fixture

@@ -433,7 +433,9 @@ def test_a_step_that_raises_does_not_end_the_thread(caplog: pytest.LogCaptureFix
 
 
 def test_stopping_what_never_started_is_harmless() -> None:
-    Background("test", lambda: 1.0, lambda: None).stop()
+    thread = Background("test", lambda: 1.0, lambda: None)
+    thread.stop()
+    assert not thread.is_alive
 
 
 def test_one_thread_however_many_leases() -> None:

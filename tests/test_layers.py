@@ -17,12 +17,13 @@ import distlock.signals
 pytestmark = pytest.mark.vendor("sqlite")
 
 LAYERS = {
-    "edge": "apps admin states checks testing management contrib",
+    "edge": "apps admin states listing checks doctor testing management contrib",
     "API": "arguments locks acquisitions turns leases decorators places hooks transactions atomics "
-    "jobs fencing",
-    "engine": "keeper waiting lookout errands background connections contexts limits terms",
-    "store": "backends models migrations",
-    "ground": "events signals conf exceptions deadlines",
+    "jobs calls outbox fencing",
+    "engine": "keeper waiting lookout queues ears errands background connections contexts limits "
+    "terms",
+    "store": "backends fields models migrations receipts",
+    "ground": "findings events signals conf exceptions deadlines",
 }
 ORDER = list(LAYERS)
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -31,6 +32,7 @@ PUBLIC = {
     "AlreadyHeld",
     "CommitOutcomeUnknown",
     "Holder",
+    "JobDuplicate",
     "Lease",
     "Lock",
     "LockBusy",
@@ -38,6 +40,7 @@ PUBLIC = {
     "LockLost",
     "StaleToken",
     "lock",
+    "once",
 }
 
 

@@ -86,8 +86,9 @@ def test_one_thread_however_many_limits(wires: tuple[socket.socket, socket.socke
 
 
 def test_a_connection_without_a_socket_has_no_limit() -> None:
-    with Watch().cut_off_after(0.0, None):
-        pass
+    watch = Watch()
+    with watch.cut_off_after(0.0, None):
+        assert not watch._ends
 
 
 # -- opening -----------------------------------------------------------------------------

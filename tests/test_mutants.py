@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import mutations as conformance
+from tests.contrib import mutations as contrib
 from tests.mutants import Mutant, fault, read
 from tests.torture import mutations as torture
 
@@ -35,9 +36,17 @@ def test_the_mutants_of_the_package_fit_the_code(server: str) -> None:
     assert faults(mutants) == []
 
 
+@pytest.mark.parametrize("name", contrib.MODULES)
+def test_the_mutants_of_the_adapters_fit_the_code(name: str) -> None:
+    mutants = contrib.mutants(name)
+    assert mutants
+    assert faults(mutants) == []
+
+
 @pytest.mark.parametrize(
     ("folder", "names"),
     [
+        (contrib.FOLDER, set(contrib.MODULES)),
         (torture.FOLDER, set(torture.MODULES).union(*torture.SERVERS.values())),
         (conformance.FOLDER, set().union(*conformance.FILES.values())),
     ],

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
+from distlock.doctor import diagnose
+from distlock.findings import Code
 from distlock.lookout import lookout
 from tests import pgbouncer
 from tests.databases import Unavailable, query, rows
@@ -113,3 +115,16 @@ def test_without_the_binary_the_reason_says_where_we_looked(
     monkeypatch.setattr(pgbouncer, "directories", lambda *_: [tmp_path])
     with pytest.raises(Unavailable, match=rf"no pgbouncer found \(looked in {tmp_path}\)"):
         PgBouncer()
+
+
+@through_it
+@pytest.mark.django_db
+def test_the_doctor_tells_of_a_pooler_that_server_side_cursors_would_break(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told() -> set[Code]:
+        return {finding.code for finding in diagnose("default")} & {Code.POOLER, Code.NOT_EXAMINED}
+
+    assert told() == set()
+    monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", False)
+    assert told() == {Code.POOLER}

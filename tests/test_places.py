@@ -152,9 +152,9 @@ def test_a_table_that_was_made_anew_is_the_same_for_both() -> None:
     execute(f"CREATE TABLE {TABLE} (LIKE old INCLUDING ALL)")
     try:
         with lock("x"):
-            pass
+            assert not is_free("x")
         with transaction.atomic(), lock("x"):
-            pass
+            assert not is_free("x")
     finally:
         execute(f"DROP TABLE {TABLE}")
         execute(f"ALTER TABLE old RENAME TO {TABLE}")

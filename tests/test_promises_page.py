@@ -11,7 +11,7 @@ pytestmark = pytest.mark.vendor("sqlite")
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "promises.md").read_text()
-PROMISES = [f"S{number}" for number in range(1, 8)] + [f"L{number}" for number in range(1, 6)]
+PROMISES = [f"S{number}" for number in range(1, 9)] + [f"L{number}" for number in range(1, 6)]
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.run import Outcome, counts, required, summary
+from tests.run import ROOT, Outcome, Runner, counts, joined, required, summary
 
 pytestmark = pytest.mark.vendor("sqlite")
 
@@ -114,3 +114,25 @@ def test_required_names() -> None:
     assert required(" postgresql, mariadb,") == {"postgresql", "mariadb"}
     with pytest.raises(ValueError, match="unknown mysql; valid names: sqlite, postgresql, mariadb"):
         required("postgresql,mysql")
+
+
+def test_the_parts_of_a_database_are_all_of_it_and_make_one_line() -> None:
+    runner = Runner(["-q"], torture=False, quiet=True)
+    (ignored,), (kept,) = runner.parts("mariadb").values()
+    assert ignored == f"--ignore={kept}"
+    assert (ROOT / kept).is_dir()
+    for whole in (
+        Runner(["tests/test_run.py::x"], torture=False, quiet=True),
+        Runner([], torture=True, quiet=True),
+        Runner([], torture=False, quiet=False),
+    ):
+        assert whole.parts("mariadb") == {"": []}
+    one = joined(
+        [
+            Outcome("mariadb", "MariaDB", passed=3, unsteady=["a"]),
+            Outcome("mariadb", "MariaDB", passed=2, failed=1, skipped=1, problems=["p"]),
+        ]
+    )
+    assert one.line() == (
+        "mariadb     5 passed, 1 failed, 1 skipped (MariaDB); p; only at the second try: a"
+    )

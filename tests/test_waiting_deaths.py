@@ -26,6 +26,7 @@ from tests.waiters import Waiter, calls_of, held, in_line, listens, own_sessions
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 servers = pytest.mark.vendor("postgresql", "mysql")
 
+WATCHED = tuple(f"distlock/{name}.py" for name in ("waiting", "lookout", "queues"))
 SOON = 0.2 if os.environ["DISTLOCK_TEST_URL"].startswith("postgresql") else 0.8
 
 # -- holders that die ----------------------------------------------------------------------------
@@ -78,7 +79,7 @@ def interrupted_at(line: int) -> Callable[..., Any]:
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         nonlocal count
-        if not frame.f_code.co_filename.endswith(("distlock/waiting.py", "distlock/lookout.py")):
+        if not frame.f_code.co_filename.endswith(WATCHED):
             return None
         text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
         if event == "line" and not text.startswith("with "):

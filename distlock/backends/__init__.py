@@ -15,12 +15,17 @@ from .generic import Generic
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["backend_for"]
+__all__ = ["backend_for", "backend_unasked"]
 
 
 def backend_for(connection: BaseDatabaseWrapper) -> Backend:
     """Return the backend that speaks this connection's dialect."""
     return _backend(connection.vendor, bool(getattr(connection, "mysql_is_mariadb", False)))
+
+
+def backend_unasked(connection: BaseDatabaseWrapper) -> Backend:
+    """Return the backend without asking the server: for MariaDB, that of MySQL."""
+    return _backend(connection.vendor, False)
 
 
 @cache

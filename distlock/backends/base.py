@@ -1,4 +1,4 @@
-"""The contract of a store: ten verbs on the row, and what a database can do.
+"""The contract of a store: twelve verbs on the row, and what a database can do.
 
 Every verb is one statement where the vendor allows it, and one transaction everywhere. Each is a
 compare-and-set on name, slot and owner, and reads the database's clock once. None waits for a row
@@ -31,7 +31,8 @@ granted since. Writing it twice counts the time held once.
 # Note [Nobody's row]
 A release leaves in `ttl` the min_hold that goes on keeping the row, and mostly that is 0. A row
 without an owner whose ttl is 0 is free whatever its expiry says, which lies ahead if the clock was
-set back after the release.
+set back after the release. A min_hold is for others: a claim that resumes may pass the one that its
+own `thread`, which is then the name of a job, has left behind.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ from django.utils import timezone as django_timezone
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import QuerySet
+
+    from ..findings import Finding
 
 TABLE = "distlock_distributedlock"
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -101,7 +105,7 @@ class Claim:
     """What one acquisition asks for. `owner` is its nonce, made before a statement is sent.
 
     `ttl` and `min_hold` are microseconds. `durable=False`: the grant may be forgotten if the
-    server crashes within the next moment.
+    server crashes within the next moment. `resumes`: see Note [Nobody's row].
     """
 
     name: str
@@ -112,6 +116,7 @@ class Claim:
     note: str = ""
     thread: str = ""
     durable: bool = True
+    resumes: bool = False
 
     def parameters(self, waited: float) -> dict[str, Any]:
         """Return the parameters of a grant; `waited` in seconds."""
@@ -121,11 +126,12 @@ class Claim:
             "owner": self.owner,
             "ttl": self.ttl,
             "first": max(self.ttl, self.min_hold),
-            "host": _host(),
+            "host": this_host(),
             "pid": os.getpid(),
             "thread": _storable(self.thread or threading.current_thread().name),
             "note": self.note,
             "waited": int(waited * 1_000_000),
+            "resumes": int(self.resumes),
         }
 
 
@@ -203,6 +209,9 @@ class Backend:
 
     ddl_commits: ClassVar[bool] = False
     """Whether a statement, or an error, may end a transaction behind Django's back."""
+
+    share_sql: ClassVar[str | None] = None
+    """What ends a SELECT that shares rows; `None`: it locks them, and only one may at a time."""
 
     batch: ClassVar[int] = 500
     """How many leases one statement renews."""
@@ -289,10 +298,47 @@ class Backend:
         """
         raise NotImplementedError
 
+    def delete(self, connection: BaseDatabaseWrapper, table: str, ids: Sequence[int]) -> None:
+        """Delete rows that this transaction has locked, and wait for no other row."""
+        among = ", ".join(["%s"] * len(ids))
+        with connection.cursor() as cursor:
+            cursor.execute(f"DELETE FROM {table} WHERE id IN ({among})", ids)
+
+    def share(self, connection: BaseDatabaseWrapper, rows: QuerySet[Any]) -> bool:
+        """Keep these rows from whoever locks them for an update, until the transaction ends.
+
+        Many may do so at once. `False`: there are none, or one is being written; it is not waited
+        for.
+        """
+        if self.share_sql is None:
+            skip = connection.features.has_select_for_update_skip_locked
+            return rows.select_for_update(skip_locked=skip).first() is not None
+        sql, parameters = rows.values("pk").query.get_compiler(connection=connection).as_sql()
+        with connection.cursor() as cursor:
+            cursor.execute(f"{sql} {self.share_sql}", parameters)
+            return cursor.fetchone() is not None
+
+    def age(
+        self,
+        connection: BaseDatabaseWrapper,
+        table: str,
+        columns: Sequence[str],
+        microseconds: int,
+    ) -> None:
+        """Let the moments in these columns be that much longer ago, as a test's fake clock wants.
+
+        Rows that a running transaction has locked are passed over.
+        """
+        raise NotImplementedError
+
     # -- what the database can do ----------------------------------------------------------------
 
     def clock(self, connection: BaseDatabaseWrapper) -> int:
         """Return the database's clock, now, in microseconds since 1970."""
+        raise NotImplementedError
+
+    def now(self, connection: BaseDatabaseWrapper) -> str:
+        """Return the SQL for that moment, as columns keep it. Never when a transaction began."""
         raise NotImplementedError
 
     def identity(self, connection: BaseDatabaseWrapper) -> Any:
@@ -341,6 +387,17 @@ class Backend:
     def in_memory(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether another connection would see another database."""
         return False
+
+    def examine_settings(self, connection: BaseDatabaseWrapper, threads: int) -> Iterator[Finding]:
+        """Yield what is wrong with an alias's settings, without asking the database.
+
+        `threads`: how many of one process use the database at once.
+        """
+        return iter(())
+
+    def examine(self, connection: BaseDatabaseWrapper, tables: Sequence[str]) -> Iterator[Finding]:
+        """Yield what is wrong with the database and these tables, as it says itself."""
+        return iter(())
 
     def moment_to_db(self, moment: datetime) -> Any:
         """Return an aware UTC moment as the column takes it."""
@@ -399,7 +456,8 @@ def holder_of(row: Sequence[Any]) -> Holder:
 _host_name: str | None = None
 
 
-def _host() -> str:
+def this_host() -> str:
+    """Return what the rows say of where their holder runs."""
     global _host_name
     if _host_name is None:
         _host_name = _storable(socket.gethostname())

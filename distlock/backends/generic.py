@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import DatabaseError, IntegrityError, NotSupportedError
 
+from ..findings import Code, Finding
 from .base import (
     EPOCH,
     MICROSECOND,
@@ -84,11 +85,13 @@ NOBODY: dict[str, Any] = {
 class Generic(Backend):
     """Any Django database: correct, and as fast as its row locks."""
 
-    clock_sql: ClassVar[Mapping[str, str]] = {
-        "oracle": "SELECT SYS_EXTRACT_UTC(SYSTIMESTAMP) FROM DUAL",
-        "microsoft": "SELECT SYSUTCDATETIME()",
-        "": "SELECT CURRENT_TIMESTAMP",
+    now_sql: ClassVar[Mapping[str, str]] = {
+        "oracle": "SYS_EXTRACT_UTC(SYSTIMESTAMP)",
+        "microsoft": "SYSUTCDATETIME()",
+        "": "CURRENT_TIMESTAMP",
     }
+    clock_sql: ClassVar[str | None] = None
+    """A SELECT of the clock in microseconds; `None`: of the moment, which is then converted."""
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
         parameters = claim.parameters(waited)
@@ -233,18 +236,49 @@ class Generic(Backend):
             )
             rows = cursor.fetchall()
             if rows:
-                among = f"id IN ({', '.join(['%s'] * len(rows))})"
-                cursor.execute(f"DELETE FROM {TABLE} WHERE {among}", [row[0] for row in rows])
+                self.delete(connection, TABLE, [row[0] for row in rows])
                 self._raise_mark(connection, cursor, max(row[1] for row in rows))
         return len(rows), ids[-1]
+
+    def age(
+        self,
+        connection: BaseDatabaseWrapper,
+        table: str,
+        columns: Sequence[str],
+        microseconds: int,
+    ) -> None:
+        older = ", ".join(f"{column} = %s" for column in columns)
+        names = ", ".join(["id", *columns])
+        with self._transaction(connection), connection.cursor() as cursor:
+            cursor.execute(self._for_update(connection, names, "1 = 1", wait=False, table=table))
+            for key, *values in cursor.fetchall():
+                moments = [
+                    value if value is None else self._db(self._us(value) - microseconds)
+                    for value in values
+                ]
+                cursor.execute(f"UPDATE {table} SET {older} WHERE id = %s", [*moments, key])
 
     # -- what the database can do ----------------------------------------------------------------
 
     def clock(self, connection: BaseDatabaseWrapper) -> int:
         with connection.cursor() as cursor:
-            cursor.execute(self.clock_sql.get(connection.vendor, self.clock_sql[""]))
+            cursor.execute(self.clock_sql or self._select_now(connection))
             value = cursor.fetchone()[0]
         return value if isinstance(value, int) else microseconds_of(self.moment_from_db(value))
+
+    def examine_settings(self, connection: BaseDatabaseWrapper, threads: int) -> Iterator[Finding]:
+        if not connection.features.has_select_for_update:
+            yield Finding(
+                Code.UNSUPPORTED,
+                f"{connection.display_name} has no SELECT .. FOR UPDATE, which locks need.",
+                "Let DISTLOCK['USING'] name a database that has it, such as PostgreSQL.",
+            )
+
+    def now(self, connection: BaseDatabaseWrapper) -> str:
+        return self.now_sql.get(connection.vendor, self.now_sql[""])
+
+    def _select_now(self, connection: BaseDatabaseWrapper) -> str:
+        return f"SELECT {self.now(connection)}{connection.features.bare_select_suffix}"
 
     @contextmanager
     def _transaction(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
@@ -275,7 +309,13 @@ class Generic(Backend):
         return cursor.fetchone()
 
     def _for_update(
-        self, connection: BaseDatabaseWrapper, columns: str, where: str, *, wait: bool
+        self,
+        connection: BaseDatabaseWrapper,
+        columns: str,
+        where: str,
+        *,
+        wait: bool,
+        table: str = TABLE,
     ) -> str:
         features = connection.features
         skip = not wait and features.has_select_for_update_skip_locked
@@ -286,8 +326,8 @@ class Generic(Backend):
             )
         lock = connection.ops.for_update_sql(nowait=nowait, skip_locked=skip)
         if features.for_update_after_from:
-            return f"SELECT {columns} FROM {TABLE} {lock} WHERE {where}"
-        return f"SELECT {columns} FROM {TABLE} WHERE {where} {lock}"
+            return f"SELECT {columns} FROM {table} {lock} WHERE {where}"
+        return f"SELECT {columns} FROM {table} WHERE {where} {lock}"
 
     def _exists(self, cursor: CursorWrapper, name: str, slot: int) -> bool:
         cursor.execute(f"SELECT 1 FROM {TABLE} WHERE {ROW}", {"name": name, "slot": slot})
@@ -319,8 +359,9 @@ class Generic(Backend):
         row: Any,
     ) -> Grant | None:
         now = self.clock(connection)
-        owner, token = row[1], row[2]
-        alive = not self._is_over(row, now)
+        owner, token, thread = row[1], row[2], row[7]
+        resumed = owner == "" and thread == parameters["thread"] and parameters["resumes"]
+        alive = not (resumed or self._is_over(row, now))
         if alive and owner != parameters["owner"]:
             return None
         grant = Grant(token if alive else max(now, token + 1), now, now + parameters["first"])

@@ -42,11 +42,14 @@ from .base import (
     holder_of,
     parameters_of,
 )
+from .examine import mysql as examination
 from .generic import Generic
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
+
+    from ..findings import Finding
 
 
 def _us(moment: str) -> str:
@@ -65,11 +68,12 @@ MINE = "(owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
 OURS = f"{ROW} AND {MINE}"
 ALIVE = f"(owner = %(owner)s AND expires_at > {NOW})"  # see Note [A grant is found again]
 NOBODYS = "(owner = '' AND ttl = 0)"  # see Note [Nobody's row] in `base.py`
+RESUMED = "(owner = '' AND thread = %(thread)s AND %(resumes)s)"
 
 GRANT = f"""
 UPDATE (
     SELECT id, owner NOT IN ('', %(owner)s) AS lost, {ALIVE} AS alive FROM {TABLE}
-    WHERE {ROW} AND (expires_at <= {NOW} OR {NOBODYS} OR owner = %(owner)s)
+    WHERE {ROW} AND (expires_at <= {NOW} OR {NOBODYS} OR {RESUMED} OR owner = %(owner)s)
     FOR UPDATE SKIP LOCKED
 ) AS free STRAIGHT_JOIN {TABLE} AS l FORCE INDEX (PRIMARY) ON l.id = free.id
 SET l.owner = %(owner)s,
@@ -109,10 +113,11 @@ NOT_NOW = (1205, 3572)
 UPSERT = f"""
 {AT_ONCE} {_insert(f"({MARK})")}
 ON DUPLICATE KEY UPDATE
-    fencing_token = IF(expires_at <= {NOW} OR {NOBODYS},
+    fencing_token = IF(expires_at <= {NOW} OR {NOBODYS} OR {RESUMED},
         GREATEST(fencing_token + 1, {_us(NOW)}), fencing_token),
     losses = losses + (expires_at <= {NOW} AND owner NOT IN ('', VALUES(owner))),
-    owner = IF(expires_at <= {NOW} OR {NOBODYS} OR owner = VALUES(owner), VALUES(owner), owner),
+    owner = IF(expires_at <= {NOW} OR {NOBODYS} OR {RESUMED} OR owner = VALUES(owner),
+        VALUES(owner), owner),
     acquired_at = IF(owner = VALUES(owner), VALUES(acquired_at), acquired_at),
     ttl = IF(owner = VALUES(owner), VALUES(ttl), ttl),
     host = IF(owner = VALUES(owner), VALUES(host), host),
@@ -169,7 +174,9 @@ class MySQL(Generic):
     exact_collation = "utf8mb4_0900_bin"
     ddl_commits = True
     contention = frozenset({1205, 1213, 3572, 1020})
-    clock_sql = {"": f"SELECT {_us(NOW)}"}
+    now_sql = {"": NOW}
+    clock_sql = f"SELECT {_us(NOW)}"
+    share_sql = "FOR SHARE SKIP LOCKED"
     _insert_sql = INSERT
 
     def __init__(self) -> None:
@@ -279,6 +286,11 @@ class MySQL(Generic):
                 for name, slot, token, time_left in cursor.fetchall()
             }
 
+    def delete(self, connection: BaseDatabaseWrapper, table: str, ids: Sequence[int]) -> None:
+        # One by one: for a list of most ids the whole table is read, and waited for what is locked.
+        with connection.cursor() as cursor:
+            cursor.executemany(f"DELETE FROM {table} WHERE id = %s", [(each,) for each in ids])
+
     # -- what the database can do (force_release and purge are the portable ones) ----------------
 
     def identity(self, connection: BaseDatabaseWrapper) -> Any:
@@ -297,6 +309,7 @@ class MySQL(Generic):
             self._isolation[physical] = level in ("REPEATABLE-READ", "SERIALIZABLE")
         return self._isolation[physical]
 
+    minimum_version: tuple[int, ...] = (8, 0, 17)
     _is_mariadb = False
 
     @contextmanager
@@ -325,6 +338,9 @@ class MySQL(Generic):
         options["init_command"] = self._session_limits(options.get("init_command"))
         return settings_dict
 
+    def examine(self, connection: BaseDatabaseWrapper, tables: Sequence[str]) -> Iterator[Finding]:
+        return examination.examine(connection, tables, self.minimum_version)
+
     def _session_limits(self, init_command: str | None) -> str:
         limits = "SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = 5"
         return f"{init_command}; {limits}" if init_command else limits
@@ -334,6 +350,8 @@ class MariaDB(MySQL):
     """MariaDB 10.6 and later: the grant is one upsert that never waits and returns the row."""
 
     exact_collation = "utf8mb4_nopad_bin"
+    share_sql = "LOCK IN SHARE MODE SKIP LOCKED"
+    minimum_version = (10, 6)
     _is_mariadb = True
     _insert_sql = f"{AT_ONCE} {INSERT}"
 

@@ -47,10 +47,13 @@ from .base import (
     parameters_of,
     trace_of,
 )
+from .examine import postgresql as examination
 from .plans import Plans, Statement
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from ..findings import Finding
 
 
 def _us(moment: str) -> str:
@@ -67,6 +70,7 @@ CLOCK_ASYNC = f"{CLOCK}, set_config('synchronous_commit', 'off', true) AS async"
 SINCE = "LEAST(l.acquired_at, clock.now)"  # the clock may have been set back meanwhile
 ROW = "l.name = %(name)s AND l.slot = %(slot)s"
 NOBODYS = "(l.owner = '' AND l.ttl = 0)"  # see Note [Nobody's row]
+RESUMED = "(l.owner = '' AND l.thread = %(thread)s AND %(resumes)s = 1)"
 ALIVE = "l.owner = %(owner)s AND l.expires_at > clock.now"  # see Note [A grant is found again]
 OURS = f"{ROW} AND (l.owner = %(owner)s OR (l.owner = '' AND l.fencing_token = %(token)s))"
 
@@ -75,7 +79,7 @@ def _grant(clock: str) -> str:
     return f"""
 WITH clock AS MATERIALIZED ({clock}), free AS (
     SELECT l.id, {ALIVE} AS alive FROM {TABLE} l, clock
-    WHERE {ROW} AND (l.expires_at <= clock.now OR {NOBODYS} OR l.owner = %(owner)s)
+    WHERE {ROW} AND (l.expires_at <= clock.now OR {NOBODYS} OR {RESUMED} OR l.owner = %(owner)s)
     FOR UPDATE OF l SKIP LOCKED
 ), upd AS (
     UPDATE {TABLE} l SET owner = %(owner)s,
@@ -120,7 +124,7 @@ FROM ({clock}) clock WHERE """
 TYPES = {
     **dict.fromkeys(("name", "owner", "host", "thread", "note"), "varchar"),
     **dict.fromkeys(("pid", "token", "ttl", "first", "waited", "min_hold"), "bigint"),
-    "slot": "integer",
+    **dict.fromkeys(("slot", "resumes"), "integer"),
 }
 GRANT, GRANT_ASYNC = (
     Statement(f"distlock_{name}", _grant(clock), TYPES)
@@ -231,6 +235,8 @@ class PostgreSQL(Backend):
     notifies = True
     batch = 2_000
 
+    share_sql = "FOR KEY SHARE SKIP LOCKED"
+
     def __init__(self) -> None:
         self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
         self._plans = Plans()
@@ -338,12 +344,31 @@ class PostgreSQL(Backend):
             count, last = cursor.fetchone()
         return (count, last) if count else None
 
+    def age(
+        self,
+        connection: BaseDatabaseWrapper,
+        table: str,
+        columns: Sequence[str],
+        microseconds: int,
+    ) -> None:
+        older = ", ".join(
+            f"{name} = {name} - %(us)s * interval '1 microsecond'" for name in columns
+        )
+        unlocked = f"SELECT id FROM {table} FOR NO KEY UPDATE SKIP LOCKED"
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE {table} SET {older} WHERE id IN ({unlocked})", {"us": microseconds}
+            )
+
     # -- what the database can do ----------------------------------------------------------------
 
     def clock(self, connection: BaseDatabaseWrapper) -> int:
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT {_us('clock_timestamp()')}")
             return int(cursor.fetchone()[0])
+
+    def now(self, connection: BaseDatabaseWrapper) -> str:
+        return "clock_timestamp()"
 
     def identity(self, connection: BaseDatabaseWrapper) -> Any:
         with connection.cursor() as cursor:
@@ -433,6 +458,12 @@ class PostgreSQL(Backend):
 
         with connection.execute_wrapper(execute):
             yield
+
+    def examine_settings(self, connection: BaseDatabaseWrapper, threads: int) -> Iterator[Finding]:
+        return examination.examine_settings(connection.settings_dict, threads)
+
+    def examine(self, connection: BaseDatabaseWrapper, tables: Sequence[str]) -> Iterator[Finding]:
+        return examination.examine(connection, tables)
 
     def moment_to_db(self, moment: datetime) -> Any:
         return moment

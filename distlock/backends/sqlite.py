@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .base import TABLE, Claim, Grant, Held, Holder, Seen, Unlock, holder_of, parameters_of
+from .examine import sqlite as examination
 from .generic import Generic
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from ..findings import Finding
 
 
 def _in(microseconds: str) -> str:
@@ -38,12 +41,14 @@ COLUMNS = (
 GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}"
 ROW = "name = %(name)s AND slot = %(slot)s"
 NOBODYS = "(owner = '' AND ttl = 0)"  # see Note [Nobody's row] in `base.py`
+RESUMED = "(owner = '' AND thread = %(thread)s AND %(resumes)s)"
 ALIVE = f"owner = excluded.owner AND expires_at > {NOW}"  # see Note [A grant is found again]
 OURS = f"{ROW} AND (owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
 
 BUSY = f"""
 SELECT 1 FROM {TABLE}
-WHERE {ROW} AND expires_at > {NOW} AND NOT {NOBODYS} AND owner <> %(owner)s"""
+WHERE {ROW} AND expires_at > {NOW} AND NOT {NOBODYS} AND NOT {RESUMED}
+    AND owner <> %(owner)s"""
 
 GRANT = f"""
 INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
@@ -63,7 +68,7 @@ ON CONFLICT (name, slot) DO UPDATE SET owner = excluded.owner,
     losses = losses + (owner NOT IN ('', excluded.owner)),
     total_wait = total_wait + excluded.total_wait,
     longest_wait = MAX(longest_wait, excluded.longest_wait)
-WHERE expires_at <= {NOW} OR {NOBODYS} OR owner = excluded.owner
+WHERE expires_at <= {NOW} OR {NOBODYS} OR {RESUMED} OR owner = excluded.owner
 RETURNING {GRANTED}"""
 
 SINCE = f"MIN(acquired_at, {NOW})"  # the clock may have been set back meanwhile
@@ -94,7 +99,8 @@ class SQLite(Generic):
     """SQLite 3.35 and later."""
 
     private_connection = False
-    clock_sql = {"": f"SELECT {_us(repr('now'))}"}
+    now_sql = {"": NOW}
+    clock_sql = f"SELECT {_us(repr('now'))}"
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
         parameters = claim.parameters(waited)
@@ -171,9 +177,15 @@ class SQLite(Generic):
             yield
 
     def _for_update(
-        self, connection: BaseDatabaseWrapper, columns: str, where: str, *, wait: bool
+        self,
+        connection: BaseDatabaseWrapper,
+        columns: str,
+        where: str,
+        *,
+        wait: bool,
+        table: str = TABLE,
     ) -> str:
-        return f"SELECT {columns} FROM {TABLE} WHERE {where}"
+        return f"SELECT {columns} FROM {table} WHERE {where}"
 
     # -- what the database can do (force_release and purge are the portable ones) ----------------
 
@@ -186,3 +198,9 @@ class SQLite(Generic):
     def in_memory(self, connection: BaseDatabaseWrapper) -> bool:
         name = str(connection.settings_dict["NAME"])
         return ":memory:" in name or "mode=memory" in name
+
+    def examine_settings(self, connection: BaseDatabaseWrapper, threads: int) -> Iterator[Finding]:
+        return examination.examine_settings(self.in_memory(connection))
+
+    def examine(self, connection: BaseDatabaseWrapper, tables: Sequence[str]) -> Iterator[Finding]:
+        return examination.examine(connection)

@@ -25,17 +25,17 @@ class CanonicalEncoder(DjangoJSONEncoder):
         return o.isoformat() if isinstance(o, datetime | time) else super().default(o)
 
 
-def canonical_name(job: str, arguments: Mapping[str, Any]) -> str:
+def canonical_name(job: str, arguments: Mapping[str, Any], longest: int = LONGEST_NAME) -> str:
     """Return a name for a job and its bound arguments, defaults applied.
 
     Raises `TypeError` that names the job and the argument for what has no JSON form.
     """
     if not arguments:
-        return _fitting(job)
+        return fitting(job, longest)
     pairs = (
         f"{json.dumps(key)}:{_canonical(job, key, arguments[key])}" for key in sorted(arguments)
     )
-    return _fitting(f"{job}:{{{','.join(pairs)}}}")
+    return fitting(f"{job}:{{{','.join(pairs)}}}", longest)
 
 
 def _canonical(job: str, argument: str, value: Any) -> str:
@@ -48,8 +48,9 @@ def _canonical(job: str, argument: str, value: Any) -> str:
         ) from error
 
 
-def _fitting(name: str) -> str:
-    if len(name) <= LONGEST_NAME:
+def fitting(name: str, longest: int = LONGEST_NAME) -> str:
+    """Return a name that is at most that long, and still its own."""
+    if len(name) <= longest:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()
-    return f"{name[: LONGEST_NAME - len(digest) - 1]}#{digest}"
+    return f"{name[: longest - len(digest) - 1]}#{digest}"

@@ -4,7 +4,7 @@ import datetime
 
 from django.db import migrations, models
 
-import distlock.models
+import distlock.fields
 
 
 class Migration(migrations.Migration):
@@ -17,14 +17,14 @@ class Migration(migrations.Migration):
             name="DistributedLock",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("name", distlock.models.NameField(db_default="", max_length=255)),
+                ("name", distlock.fields.NameField(db_default="", max_length=255)),
                 ("slot", models.IntegerField(db_default=0)),
                 ("owner", models.CharField(blank=True, db_default="", max_length=64)),
                 ("fencing_token", models.BigIntegerField(db_default=0)),
-                ("acquired_at", distlock.models.UTCDateTimeField(blank=True, null=True)),
+                ("acquired_at", distlock.fields.UTCDateTimeField(blank=True, null=True)),
                 (
                     "expires_at",
-                    distlock.models.UTCDateTimeField(
+                    distlock.fields.UTCDateTimeField(
                         db_default=datetime.datetime(1970, 1, 1, 0, 0, tzinfo=datetime.timezone.utc)
                     ),
                 ),

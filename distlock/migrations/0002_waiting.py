@@ -4,7 +4,7 @@ import datetime
 
 from django.db import migrations, models
 
-import distlock.models
+import distlock.fields
 
 
 class Migration(migrations.Migration):
@@ -16,7 +16,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="distributedlock",
             name="wanted_until",
-            field=distlock.models.UTCDateTimeField(
+            field=distlock.fields.UTCDateTimeField(
                 db_default=datetime.datetime(1970, 1, 1, 0, 0, tzinfo=datetime.timezone.utc)
             ),
         ),
@@ -24,7 +24,7 @@ class Migration(migrations.Migration):
             name="Ticket",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("name", distlock.models.NameField(max_length=255)),
+                ("name", distlock.fields.NameField(max_length=255)),
                 ("slot", models.IntegerField(db_default=0)),
                 ("owner", models.CharField(max_length=64)),
                 ("alive_until", models.BigIntegerField(db_default=0)),

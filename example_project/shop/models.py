@@ -51,6 +51,18 @@ class Charge(models.Model):
         return f"charge of {self.euros} euros"
 
 
+class Delivery(models.Model):
+    """What the supplier has sent, by the event that says so. The hazard: it is delivered twice."""
+
+    event = models.CharField(max_length=40, db_index=True)
+    product = models.ForeignKey(Product, on_delete=models.CASCADE, related_name="deliveries")
+    pieces = models.IntegerField()
+    received_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return f"{self.pieces} pieces of {self.product}"
+
+
 class Report(models.Model):
     """The mail that goes out every night. The hazard: every host sends it."""
 

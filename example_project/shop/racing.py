@@ -13,11 +13,13 @@ LIMIT = 120.0
 
 @dataclass(frozen=True)
 class Race:
-    """What the processes do: the ids of a product and a payment, a night, and how."""
+    """What the processes do: the ids of a product and a payment, a night, an event, and how."""
 
     product: int
     payment: int
     night: str
+    event: str
+    pieces: int
     sales: int
     locked: bool
 
@@ -51,10 +53,12 @@ def _racer(race: Race, barrier: Barrier) -> None:
 
     if race.locked:
         sell, capture, report = services.sell, services.capture, services.nightly_report
+        receive = services.receive
     else:
         sell = services.sell_without_lock
         capture = services.capture_without_lock
         report = services.nightly_report_without_lock
+        receive = services.receive_without_receipt
     barrier.wait(LIMIT)
     for _ in range(race.sales):
         sell(race.product)
@@ -62,3 +66,5 @@ def _racer(race: Race, barrier: Barrier) -> None:
     capture(race.payment)
     barrier.wait(LIMIT)
     report(race.night)
+    barrier.wait(LIMIT)
+    receive(race.event, race.product, race.pieces)

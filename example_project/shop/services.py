@@ -1,7 +1,7 @@
-"""Three hazards, each first without a lock and then with one.
+"""Four hazards, each first without a lock and then with one.
 
-Every function reads, thinks, and writes what it has thought. Alone, each is correct. Run at the
-same time by several processes, each is wrong, and one line above it makes it right.
+Alone, each function is correct. Run by several processes, each is wrong: it reads, thinks, and
+writes what it has thought, or it does again what was done. One line above it makes it right.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from distlock import lock
+from django.db.models import F
 
-from .models import Charge, Order, Payment, Product, Report
+from distlock import lock, once
+
+from .models import Charge, Delivery, Order, Payment, Product, Report
 
 THINKING = 0.02
 """Seconds between reading and writing. A real shop spends them on prices, rules, or a bank."""
@@ -70,6 +72,23 @@ def capture_without_lock(payment_id: int) -> bool:
 def capture(payment_id: int) -> bool:
     """Take a customer's money, once; `False` if we have it already."""
     return capture_without_lock(payment_id)
+
+
+# -- an event of the supplier's, delivered by a queue more than once -----------------------------
+
+
+def receive_without_receipt(event: str, product_id: int, pieces: int) -> None:
+    """Put into stock what the supplier has sent."""
+    product = Product.objects.get(pk=product_id)
+    Delivery.objects.create(event=event, product=product, pieces=pieces)
+    Product.objects.filter(pk=product_id).update(stock=F("stock") + pieces)
+
+
+# The receipt commits together with the work, and whoever comes later, too, does nothing.
+@once("delivery:{event}", wait=60)
+def receive(event: str, product_id: int, pieces: int) -> None:
+    """Put into stock what the supplier has sent."""
+    receive_without_receipt(event, product_id, pieces)
 
 
 # -- a nightly report, started by cron on every host ---------------------------------------------

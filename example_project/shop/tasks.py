@@ -1,4 +1,7 @@
-"""Periodic jobs: one that runs once per tick however many beats send it, and one that does not."""
+"""What workers do: the periodic jobs of the demo, and what the supplier tells.
+
+Of two jobs, one runs once per tick however many beats send it, and one does not.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from celery.signals import task_success
 from distlock.contrib.celery import single_instance
 from example_project.schedules import MIN_HOLD
 
+from . import services
 from .models import Run
 
 WORK = 0.3
@@ -33,6 +37,12 @@ def control(self: Task[Any, Any], tick: int) -> None:
     """Do the same, without the decorator: twice."""
     with recorded("control", self, tick):
         time.sleep(WORK)
+
+
+@shared_task(acks_late=True)
+def delivered(event: str, product_id: int, pieces: int) -> None:
+    """Consume an event of the supplier's, which a queue may deliver more than once."""
+    services.receive(event, product_id, pieces)
 
 
 @contextmanager

@@ -1,13 +1,16 @@
-"""One page: the stock, the payments, and who holds which lock."""
+"""One page: the stock, the payments, and who holds which lock. And an endpoint for programs."""
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
 from distlock import LockBusy, lock
+from distlock.contrib.http import idempotent
 from distlock.models import DistributedLock
 
 from . import services
@@ -58,3 +61,20 @@ def capture(request: HttpRequest, payment_id: int) -> HttpResponse:
     except LockBusy:
         messages.error(request, "Somebody else is capturing this payment. Please try again.")
     return redirect("index")
+
+
+def client_of(request: HttpRequest) -> str:
+    """Return which program asks, or "" for a stranger."""
+    return settings.API_KEYS.get(request.headers.get("Api-Key", ""), "")
+
+
+# No cookie says who asks, so there is nothing that another site could misuse.
+@csrf_exempt
+@require_POST
+@idempotent(anonymous=client_of)
+def authorize(request: HttpRequest) -> JsonResponse:
+    """Note a customer's payment, once per `Idempotency-Key`, however often the request is sent."""
+    payment = Payment.objects.create(
+        customer=request.POST["customer"], euros=int(request.POST["euros"])
+    )
+    return JsonResponse({"payment": payment.pk}, status=201)

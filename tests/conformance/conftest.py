@@ -27,7 +27,8 @@ class PortableOnPostgreSQL(Generic):
     """The portable path, on PostgreSQL."""
 
     exact_collation = PostgreSQL.exact_collation
-    clock_sql = {"": "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"}
+    now_sql = {"": "clock_timestamp()"}
+    clock_sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
     moment_to_db = PostgreSQL.moment_to_db
     moment_from_db = PostgreSQL.moment_from_db
 
@@ -39,6 +40,7 @@ class PortableOnMariaDB(Generic):
     """The portable path, on MariaDB."""
 
     exact_collation = MariaDB.exact_collation
+    now_sql = MySQL.now_sql
     clock_sql = MySQL.clock_sql
     contention = MySQL.contention
 

@@ -86,6 +86,7 @@ def test_a_lease_that_ends_at_this_very_moment_is_free(backend: Backend) -> None
     take(backend)
     write(expires_at=0)
     take(backend, "you")
+    assert stored().owner == "you"
 
 
 def test_another_name_and_another_slot_are_other_locks(backend: Backend, mode: str) -> None:
@@ -102,6 +103,29 @@ def test_one_owner_may_hold_several_locks(backend: Backend, mode: str) -> None:
     take(backend, "me", "n")
     take(backend, "me", "m")
     take(backend, "me", "n", slot=1)
+    assert {stored("n").owner, stored("m").owner, stored("n", 1).owner} == {"me"}
+
+
+def test_a_claim_that_resumes_passes_the_min_hold_of_its_own_thread(
+    backend: Backend, mode: str
+) -> None:
+    held = take(backend, ttl=SECOND, min_hold=MINUTE, thread="job 1")
+    backend.release(connection, held, alone=True)
+    for refused in ({"thread": "job 1"}, {"thread": "job 2", "resumes": True}, {"resumes": True}):
+        assert backend.grant(connection, claim("you", **refused), 0) is None
+    again = backend.grant(connection, claim("you", thread="job 1", resumes=True), 0)
+    assert again is not None
+    assert again.token > held.token
+    assert again.expires_us == again.acquired_us + MINUTE
+    row = stored()
+    assert (row.owner, row.fencing_token, row.losses) == ("you", again.token, 0)
+
+
+def test_a_claim_that_resumes_does_not_take_what_its_own_thread_holds(
+    backend: Backend, mode: str
+) -> None:
+    take(backend, thread="job 1")
+    assert backend.grant(connection, claim("you", thread="job 1", resumes=True), 0) is None
 
 
 def test_the_first_expiry_is_the_longer_of_ttl_and_min_hold(backend: Backend, mode: str) -> None:

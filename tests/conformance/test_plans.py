@@ -113,6 +113,26 @@ def test_plans_outlive_changes_of_the_table(backend: Backend, planned: BaseDatab
         execute(f"ALTER TABLE {TABLE} ALTER COLUMN fencing_token TYPE bigint")
 
 
+def test_plans_follow_the_search_path(backend: Backend, planned: BaseDatabaseWrapper) -> None:
+    """Two tenants with one name, on one session: each has its own row."""
+    execute("CREATE SCHEMA tenant")
+    execute(f"CREATE TABLE tenant.{TABLE} (LIKE {TABLE} INCLUDING ALL)")
+    try:
+        here = backend.grant(planned, claim(), 0)
+        execute("SET search_path TO tenant", on=planned)
+        with sent(planned) as statements:
+            there = backend.grant(planned, claim("you"), 0)
+        assert statements == ["EXECUTE"]
+        assert here is not None
+        assert there is not None
+        assert there.table == backend.identity(planned) != here.table
+        assert query(f"SELECT owner FROM tenant.{TABLE}") == [("you",)]
+        assert stored().owner == "me"
+    finally:
+        planned.close()
+        execute("DROP SCHEMA tenant CASCADE")
+
+
 def test_an_error_of_the_statement_is_an_error(
     backend: Backend, planned: BaseDatabaseWrapper
 ) -> None:

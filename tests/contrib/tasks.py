@@ -8,9 +8,10 @@ import time
 from typing import Any
 
 from celery import Task, shared_task
+from celery.signals import task_prerun
 from django.db import transaction
 
-from distlock import LockBusy, lock
+from distlock import LockBusy, lock, once
 from distlock.contrib.celery import single_instance
 from distlock.models import DistributedLock
 from tests.contrib.celery_app import note, noted
@@ -138,3 +139,18 @@ def connecting(number: int) -> str:
             time.sleep(0.8)
             outer.check()
     return "done"
+
+
+@shared_task(bind=True)
+@once("{self.request.id}")
+def ticking(self: Task[Any, Any]) -> None:
+    """One tick of a beat. A twin has the same id, and gets the result of the first."""
+    headers = self.request.headers or {}
+    note(event="tick", tick=headers["distlock_tick"], at=time.time())
+
+
+@task_prerun.connect
+def count(sender: Any, **kwargs: Any) -> None:
+    """Count the messages, twins included."""
+    if sender.name == ticking.name:
+        note(event="message", at=time.time())

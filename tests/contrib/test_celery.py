@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -12,17 +14,20 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, shared_task
-from celery.exceptions import Retry
+from celery._state import _task_stack
+from celery.exceptions import Ignore, Reject, Retry
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection
+from django.db import connection, transaction
 
-from distlock import AlreadyHeld, Lock, LockBusy, contexts, lock
+from distlock import AlreadyHeld, Lock, LockBusy, LockLost, contexts, lock
+from distlock.contrib import _deliveries
 from distlock.contrib._canonical import canonical_name
-from distlock.contrib.celery import HEADER, single_instance
-from distlock.models import DistributedLock
+from distlock.contrib._deliveries import HEADER
+from distlock.contrib.celery import current_lock, single_instance
+from distlock.models import DistributedLock, Job
 from tests.app.models import Counter
 from tests.contrib import tasks
-from tests.support import in_thread, is_free
+from tests.support import in_thread, is_free, kill_session
 
 transactional = pytest.mark.django_db(transaction=True)
 MOMENT = datetime(2024, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
@@ -119,7 +124,10 @@ def test_async_functions_and_generators_are_refused() -> None:
     def generator() -> Iterator[int]:
         yield 1
 
-    for function in (coroutine, generator, int, object()):
+    class Callable:
+        async def __call__(self) -> None: ...
+
+    for function in (coroutine, generator, Callable(), int, object()):
         with pytest.raises(TypeError):
             single_instance(function)  # type: ignore[arg-type]
 
@@ -564,12 +572,14 @@ class Message:
         }
         self.request |= request
 
-    def run(self) -> Any:
+    def run(self, *args: Any) -> Any:
+        _task_stack.push(self.task)
         self.task.push_request(**self.request)
         try:
-            return self.task.run()
+            return self.task.run(*args)
         finally:
             self.task.request_stack.pop()
+            _task_stack.pop()
 
     def sent_again(self) -> Any:
         with self.app.connection_for_read() as channel:
@@ -578,11 +588,21 @@ class Message:
 
 @pytest.fixture
 def message(app: Celery) -> Callable[..., Message]:
-    def make(on_busy: Any = "skip", **request: Any) -> Message:
+    def make(
+        on_busy: Any = "skip",
+        body: Callable[[], Any] = lambda: "done",
+        atomic: bool = False,
+        min_hold: float | None = None,
+        **request: Any,
+    ) -> Message:
+        app.tasks.pop("task", None)
+
         @app.task(name="task", bind=True, max_retries=0)
-        @single_instance("name", on_busy=on_busy, ttl=60, wait=0.1)
-        def task(self: Task[Any, Any]) -> str:
-            return "done"
+        @single_instance(
+            "name", on_busy=on_busy, ttl=60, wait=0.1, atomic=atomic, min_hold=min_hold
+        )
+        def task(self: Task[Any, Any]) -> Any:
+            return body()
 
         return Message(app, task, **request)
 
@@ -641,11 +661,245 @@ def test_what_its_own_id_holds_is_tried_again_in_every_mode(
 
 
 @transactional
-def test_what_its_own_min_hold_keeps_is_tried_again(message: Callable[..., Message]) -> None:
+@pytest.mark.parametrize("on_busy", ["skip", "retry", "wait", "raise"])
+def test_what_its_own_min_hold_keeps_runs(message: Callable[..., Message], on_busy: str) -> None:
     with held_by("task task[me]", min_hold=30):
         pass
+    assert message(on_busy).run() == "done"
+
+
+@transactional
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"retries": 2},
+        {"delivery_info": {"redelivered": True, "exchange": "", "routing_key": "celery"}},
+    ],
+)
+def test_what_the_min_hold_of_another_keeps_is_skipped(
+    message: Callable[..., Message], request_: dict[str, Any]
+) -> None:
+    with held_by("task task[other]", min_hold=30):
+        pass
+    marker = message(**request_).run()
+    assert (marker["distlock"], marker["reason"]) == ("skipped", "too_soon")
     with pytest.raises(Retry):
-        message().run()
+        message("retry", **request_).run()
+
+
+# -- a message that comes again after the run ----------------------------------------------------
+
+
+@transactional
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"delivery_info": {"redelivered": True, "exchange": "", "routing_key": "celery"}},
+        {"retries": 1},  # retry_on_worker_lost
+        {"headers": {HEADER: 3}},
+        {},  # a copy that was late
+    ],
+)
+@pytest.mark.parametrize("how", [{}, {"atomic": True}, {"min_hold": 60}])
+def test_what_was_done_does_not_run_again(
+    message: Callable[..., Message], how: dict[str, Any], request_: dict[str, Any]
+) -> None:
+    assert message(**how).run() == "done"
+    row = DistributedLock.objects.get(name="name")
+    marker = message(**how, **request_).run()
+    receipt = Job.objects.get(key="celery:me")
+    assert marker == {
+        "distlock": "duplicate",
+        "lock": "name",
+        "task_id": "me",
+        "finished_at": receipt.finished_at.isoformat(),
+    }
+    assert json.loads(json.dumps(marker)) == marker
+    assert (receipt.task, receipt.task_id, receipt.state) == ("task", "me", Job.State.DONE)
+    assert receipt.token == row.fencing_token
+    assert receipt.started_at == row.acquired_at
+    after = DistributedLock.objects.get(name="name")
+    assert after.owner == ""
+    if "min_hold" in how:
+        assert after.expires_at == row.expires_at
+    else:
+        assert is_free("name")
+
+
+@transactional
+def test_a_duplicate_has_the_result_that_is_known(
+    app: Celery, message: Callable[..., Message]
+) -> None:
+    assert message(id="known").run() == "done"
+    app.backend.store_result("known", None, "STARTED")
+    assert message(id="known").run()["distlock"] == "duplicate"
+    app.backend.store_result("known", "what it was", "SUCCESS")
+    assert message(id="known").run() == "what it was"
+    app.backend.forget("known")
+
+
+@transactional
+def test_a_duplicate_after_its_min_hold_keeps_nobody_out(message: Callable[..., Message]) -> None:
+    assert message(min_hold=0.3).run() == "done"
+    time.sleep(0.4)
+    assert message(min_hold=60).run()["distlock"] == "duplicate"
+    assert is_free("name")
+
+
+@transactional
+def test_it_is_remembered_for_a_day(message: Callable[..., Message]) -> None:
+    message().run()
+    receipt = Job.objects.get()
+    assert receipt.expires_at - receipt.finished_at == timedelta(days=1)
+    Job.objects.update(expires_at=receipt.finished_at)
+    assert message().run() == "done"
+    assert Job.objects.get().finished_at > receipt.finished_at
+
+
+@transactional
+@pytest.mark.parametrize("raised", [ValueError(), Retry(), Ignore(), Reject()])
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_body_that_raises_leaves_no_receipt(
+    message: Callable[..., Message], raised: Exception, atomic: bool
+) -> None:
+    def body() -> None:
+        raise raised
+
+    with pytest.raises(type(raised)):
+        message(body=body, atomic=atomic).run()
+    assert not Job.objects.exists()
+    assert message().run() == "done"
+
+
+@transactional
+def test_a_call_of_the_body_inside_itself_leaves_no_receipt(app: Celery) -> None:
+    @app.task(name="recursive", bind=True)
+    @single_instance("recursive:{depth}")
+    def recursive(self: Task[Any, Any], depth: int, fails: bool) -> str:
+        if depth:
+            assert self.run(depth - 1, fails) == "done"
+            assert not Job.objects.exists()
+            assert self.run(depth, fails)["distlock"] == "skipped"
+        if depth and fails:
+            raise ValueError("not yet")
+        return "done"
+
+    one = Message(app, recursive)
+    with pytest.raises(ValueError, match="not yet"):
+        one.run(2, True)
+    assert not Job.objects.exists()
+    assert one.run(2, False) == "done"
+    assert Job.objects.get().task_id == "me"
+
+
+@transactional
+def test_a_body_that_rolls_back_leaves_no_receipt(message: Callable[..., Message]) -> None:
+    message(body=lambda: transaction.set_rollback(True), atomic=True).run()
+    assert not Job.objects.exists()
+
+
+@transactional
+def test_a_body_that_publishes_itself_again_leaves_no_receipt(
+    app: Celery, message: Callable[..., Message]
+) -> None:
+    def body() -> None:
+        app.tasks["task"].retry(countdown=0, max_retries=1, throw=False)
+
+    message(body=body).run()
+    assert not Job.objects.exists()
+    assert message(retries=1).run() == "done"
+
+
+@transactional
+@pytest.mark.vendor("postgresql", "mysql")
+def test_a_run_that_lost_its_lock_leaves_no_receipt(message: Callable[..., Message]) -> None:
+    def body() -> None:
+        DistributedLock.objects.update(owner="somebody else")
+
+    with pytest.raises(LockLost):
+        message(body=body).run()
+    assert not Job.objects.exists()
+
+
+@transactional
+@pytest.mark.vendor("postgresql", "mysql")
+def test_a_connection_that_was_closed_meanwhile_costs_no_receipt(
+    message: Callable[..., Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_deliveries, "SHORT", 0.0)
+    assert message(body=kill_session).run() is None
+    assert Job.objects.filter(key="celery:me").exists()
+    assert is_free("name")
+
+
+@transactional
+@pytest.mark.vendor("postgresql", "mysql")
+def test_a_receipt_that_cannot_be_written_is_no_failure(
+    message: Callable[..., Message], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The work is done: its result is not thrown away."""
+    assert message(body=kill_session).run() is None
+    assert "task_receipt_missing id='me'" in caplog.text
+    assert not Job.objects.exists()
+    assert is_free("name")
+
+
+@transactional
+def test_a_call_that_is_no_message_is_not_remembered(app: Celery) -> None:
+    @app.task
+    @single_instance("unremembered")
+    def task() -> str:
+        return "done"
+
+    for _ in range(2):
+        assert task() == "done"
+        assert task.apply(task_id="me").get() == "done"
+    assert not Job.objects.exists()
+
+
+# -- the lock at hand ----------------------------------------------------------------------------
+
+
+def test_current_lock_outside_a_run() -> None:
+    with pytest.raises(RuntimeError, match="body of a task"):
+        current_lock()
+
+
+@transactional
+def test_current_lock_is_the_lease_of_the_innermost_run(app: Celery) -> None:
+    @app.task
+    @single_instance("inner")
+    def inner(fail: bool) -> str:
+        if fail:
+            raise ValueError("no")
+        return current_lock().name
+
+    @app.task
+    @single_instance("outer", atomic=True)
+    def outer() -> None:
+        lease = current_lock()
+        holder = lock("outer").holder()
+        assert holder is not None
+        assert (lease.name, lease.token, lease.owner) == ("outer", holder.token, holder.owner)
+        lease.check()
+        lease.guard()
+        with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="its own thread"):
+            pool.submit(current_lock).result()
+
+    @app.task
+    @single_instance("nesting")
+    def nesting() -> None:
+        lease = current_lock()
+        assert inner.apply((False,)).get() == "inner"
+        assert current_lock() is lease
+        assert inner.apply((True,)).failed()
+        assert current_lock() is lease
+
+    outer()
+    nesting()
+    with pytest.raises(RuntimeError):
+        current_lock()
 
 
 @transactional
@@ -662,15 +916,23 @@ def test_an_unknown_holder_might_be_oneself(
 
 @transactional
 @pytest.mark.parametrize(
-    ("times", "ttl", "expected"), [(0, 60, 1), (2, 60, 4), (9, 7, 7), (9, 900, 60)]
+    ("times", "ttl", "visible", "expected"),
+    [(0, 60, 3600, 1), (2, 60, 3600, 4), (9, 7, 3600, 7), (9, 900, 3600, 60), (9, 900, 40, 20)],
 )
 def test_the_delay_doubles_up_to_the_end_of_the_lease(
-    message: Callable[..., Message], times: int, ttl: float, expected: float
+    app: Celery,
+    message: Callable[..., Message],
+    times: int,
+    ttl: float,
+    visible: float,
+    expected: float,
 ) -> None:
+    app.conf.broker_transport_options = {"visibility_timeout": visible}
     with held_by("task task[me]", ttl=ttl), pytest.raises(Retry) as caught:
         message(headers={HEADER: times}).run()
     delay: Any = caught.value.when
     assert expected * 0.7 < delay < expected * 1.3
+    app.conf.broker_transport_options = {}
 
 
 @transactional

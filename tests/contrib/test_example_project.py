@@ -40,6 +40,20 @@ assert "Sold out" in post(f"/buy/{bicycle.pk}/")
 assert "Captured." in post(f"/capture/{payment.pk}/")
 assert "before" in post(f"/capture/{payment.pk}/")
 assert (Order.objects.count(), Charge.objects.count()) == (1, 1)
+how = {"Idempotency-Key": "one", "Api-Key": "demo"}
+def pay(euros, **headers):
+    form = {"customer": "Grace", "euros": euros}
+    return client.post("/api/payments/", form, headers={**how, **headers})
+first, again = pay(7), pay(7)
+assert (first.status_code, again.status_code, pay(8).status_code) == (201, 201, 422)
+assert first.json() == again.json() and again.headers["Idempotency-Replayed"] == "true"
+assert pay(7, **{"Api-Key": "stolen"}).status_code == 403
+assert Payment.objects.filter(customer="Grace").count() == 1
+from example_project.shop.tasks import delivered
+for _ in range(2):
+    delivered.apply(("event-1", bicycle.pk, 5)).get()
+bicycle.refresh_from_db()
+assert bicycle.stock == 5
 with lock("somebody", note="<script>"):
     page = client.get("/").content.decode()
 assert "somebody" in page and "MainThread" in page and "<script>" not in page
@@ -66,14 +80,14 @@ def example(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_race_is_lost_without_the_lock(tmp_path: Path) -> None:
     done = example(tmp_path, *RACE, "--without-lock")
     assert done.returncode == 1, done.stderr
-    assert done.stdout.count("WRONG") == 3
+    assert done.stdout.count("WRONG") == 4
 
 
 def test_the_race_is_won_with_the_lock(tmp_path: Path) -> None:
     done = example(tmp_path, *RACE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout
-    assert done.stdout.count("right") == 4
+    assert done.stdout.count("right") == 5
 
 
 def test_the_page(tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ from tests.mutants import Mutant, read, run
 
 FOLDER = Path(__file__).parent / "mutants"
 MODULES = (
+    "jobs",
+    "calls",
+    "receipts",
+    "fields",
     "hooks",
     "transactions",
     "atomics",
@@ -30,6 +34,8 @@ MODULES = (
     "errands",
     "turns",
     "lookout",
+    "queues",
+    "ears",
     "waiting",
     "places",
     "connections",

@@ -251,4 +251,4 @@ def test_without_a_fence_the_same_pauses_lose_updates(begin: Begin) -> None:
     def bites(found: Result) -> bool:
         return bool(found.lost_updates)
 
-    run(begin("none"), "pause", bites, ("none",) * 4)
+    assert run(begin("none"), "pause", bites, ("none",) * 4).lost_updates

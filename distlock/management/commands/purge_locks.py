@@ -1,4 +1,4 @@
-"""Delete the rows of locks that nobody has used for a long time."""
+"""Delete the rows of locks that nobody has used for a long time, and receipts that have expired."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from argparse import ArgumentParser
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, Error, IntegrityError, connections
+from django.db import DatabaseError, Error, IntegrityError
 
+from ... import receipts
 from ...backends import backend_for
-from ...backends.base import EPOCH, MICROSECOND, TABLE
+from ...backends.base import EPOCH, MICROSECOND
 from ...conf import settings
 from ...deadlines import Seconds, jitter, seconds
-from ...models import NAMED, DistributedLock, Ticket
+from ...models import NAMED, DistributedLock, Job, Ticket
+from ..options import add_database, connection_to, counted, remedy_for, whole_number
+from ..progress import progress
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -33,7 +36,8 @@ class Command(BaseCommand):
     help = (
         "Deletes the rows of locks whose lease ended long ago, by the database's clock. A lock "
         "that is held, or in use by a running transaction, is passed over; fencing tokens go on "
-        "growing. Run it from cron as often and on as many hosts as you like."
+        "growing. Also deletes the receipts of once() that do not count any more. Run it from cron "
+        "as often and on as many hosts as you like."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -52,51 +56,54 @@ class Command(BaseCommand):
         parser.add_argument(
             "--dry-run", action="store_true", help="Only say how many rows would be deleted."
         )
-        parser.add_argument(
-            "--database",
-            metavar="ALIAS",
-            help="The database to purge (default: USING).",
-        )
+        add_database(parser)
 
     def handle(self, **options: Any) -> None:
         """Purge, and say how many rows that were. Raises `CommandError` that names the remedy."""
         older_than = _older_than(options["older_than"])
-        limit = _batch_size(options["batch_size"])
-        connection = connections[_alias(options["database"])]
+        limit = whole_number(options["batch_size"], "--batch-size", 1, LARGEST_BATCH)
+        connection = connection_to(options["database"])
         microseconds = int(older_than * 1_000_000)
-        self.deleted = 0
+        self.locks = self.receipts = 0
+        verb = "Would delete" if options["dry_run"] else "Deleted"
         try:
             if options["dry_run"]:
-                count, verb = _count(connection, microseconds), "Would delete"
+                self.locks = _count(connection, microseconds)
+                self.receipts = receipts.expired(connection.alias).count()
             else:
-                self._purge(connection, microseconds, limit)
-                count, verb = self.deleted, "Deleted"
+                self._purge(connection, microseconds, limit, quiet=options["verbosity"] < 1)
         except Error as error:
             raise CommandError(self._remedy(connection, error)) from error
         if options["verbosity"] >= 1:
-            locks = "1 lock" if count == 1 else f"{count} locks"
+            locks = counted(self.locks, "lock")
             self.stdout.write(f"{verb} {locks} whose lease ended at least {older_than:.15g} s ago.")
+            self.stdout.write(f"{verb} {counted(self.receipts, 'receipt')} that had expired.")
 
-    def _purge(self, connection: BaseDatabaseWrapper, older_than: int, limit: int) -> None:
+    def _purge(
+        self, connection: BaseDatabaseWrapper, older_than: int, limit: int, *, quiet: bool
+    ) -> None:
         now = backend_for(connection).clock(connection)
         Ticket.objects.using(connection.alias).filter(alive_until__lt=now - LONG_DEAD).delete()
-        after = 0
-        while batch := _batch(connection, older_than, after, limit):
-            count, after = batch
-            self.deleted += count
+        rows = DistributedLock.objects.using(connection.alias).filter(NAMED)
+        with progress(rows, "locks", quiet=quiet) as tell:
+            after = 0
+            while batch := _batch(connection, older_than, after, limit):
+                count, after = batch
+                self.locks += count
+                tell(after, self.locks)
+        with progress(Job.objects.using(connection.alias), "receipts", quiet=quiet) as tell:
+            after = 0
+            while batch := receipts.purge(connection.alias, after, limit):
+                count, after = batch
+                self.receipts += count
+                tell(after, self.receipts)
 
     def _remedy(self, connection: BaseDatabaseWrapper, error: Error) -> str:
         """Return what to do about an error of the database."""
-        alias = connection.alias
-        try:
-            if TABLE not in connection.introspection.table_names():
-                command = f"manage.py migrate distlock --database={alias}"
-                return f"The database {alias!r} has no table of locks: run `{command}`."
-        except Error:
-            return f"The database {alias!r} cannot be asked; check that it runs. It says: {error}"
-        return (
-            f"Stopped after deleting {self.deleted} locks; what is deleted stays deleted, and the "
-            f"next run goes on from here. The database {alias!r} says: {error}"
+        return remedy_for(connection, error) or (
+            f"Stopped after deleting {counted(self.locks, 'lock')} and "
+            f"{counted(self.receipts, 'receipt')}; what is deleted stays deleted, and the next "
+            f"run goes on from here. The database {connection.alias!r} says: {error}"
         )
 
 
@@ -132,25 +139,3 @@ def _older_than(given: str | Seconds | None) -> float:
             "--older-than must be a number of seconds from 0 to ten years, like 86400 for one "
             f"day, not {given!r}."
         ) from None
-
-
-def _batch_size(given: str | int) -> int:
-    try:
-        size = int(given)
-    except (TypeError, ValueError):
-        size = 0
-    if not 1 <= size <= LARGEST_BATCH:
-        raise CommandError(
-            f"--batch-size must be a whole number from 1 to {LARGEST_BATCH}, not {given!r}."
-        )
-    return size
-
-
-def _alias(given: str | None) -> str:
-    alias = settings().USING if given is None else given
-    if alias not in connections:
-        known = ", ".join(connections)
-        raise CommandError(
-            f"--database: there is no database {alias!r} in DATABASES. It has {known}."
-        )
-    return alias

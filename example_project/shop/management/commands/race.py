@@ -12,16 +12,17 @@ from django.core.management.base import BaseCommand
 from django.db import connection
 
 from example_project.shop import racing
-from example_project.shop.models import Order, Payment, Product, Report
+from example_project.shop.models import Delivery, Order, Payment, Product, Report
 
 STOCK = 100
 EUROS = 49
+PIECES = 7
 
 
 class Command(BaseCommand):
     """Ends with status 1 if a total is wrong."""
 
-    help = "Let several processes sell, capture and report at once, and check the totals."
+    help = "Let several processes sell, capture, report and receive at once, and check the totals."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Take the number of processes and of sales."""
@@ -34,16 +35,19 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0)
         product = Product.objects.create(name="race", stock=max(STOCK, processes * sales))
         payment = Payment.objects.create(customer="race", euros=EUROS)
-        night = f"race-{secrets.token_hex(8)}"
+        night = event = f"race-{secrets.token_hex(8)}"
         connection.close()
-        race = racing.Race(product.pk, payment.pk, night, sales, locked=not without_lock)
+        race = racing.Race(
+            product.pk, payment.pk, night, event, PIECES, sales, locked=not without_lock
+        )
         try:
             racing.run(race, processes)
             sold = processes * sales
             rows = [
-                ("pieces left in stock", product.stock - sold, self.stock_of(product)),
+                ("pieces in stock", product.stock - sold + PIECES, self.stock_of(product)),
                 ("orders", sold, Order.objects.filter(product=product).count()),
                 ("euros charged", EUROS, sum(charge.euros for charge in payment.charges.all())),
+                ("deliveries booked", 1, Delivery.objects.filter(event=event).count()),
                 ("reports sent", 1, Report.objects.filter(night=night).count()),
             ]
         finally:

@@ -1,7 +1,6 @@
-"""The admin: who holds which lock and since when, and a way to take it from them.
+"""The admin of locks: who holds which and since when, and a way to take it from them.
 
-Nothing can be edited: a row belongs to its holder. State and times are those of one moment on the
-database's clock, read once per request.
+Nothing can be edited: a row belongs to its holder.
 
 # Note [Forced release and transactions]
 The release and its audit entry are one transaction: both happen, or neither does. With
@@ -30,12 +29,14 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from .arguments import checked_name
-from .backends import backend_for
-from .backends.base import EPOCH, MICROSECOND
-from .conf import settings
-from .models import NAMED, DistributedLock
-from .states import MEANING, LockState, duration, microseconds, moment, state_at
+from ..arguments import checked_name
+from ..backends import backend_for
+from ..backends.base import EPOCH, MICROSECOND
+from ..conf import settings
+from ..models import NAMED, DistributedLock, Job
+from ..receipts import PREFIX
+from ..states import MEANING, LockState, duration, microseconds, moment, state_at
+from .common import NOTHING, ReadOnlyAdmin, badge_of, link_to, now_of, unmistakable
 
 if TYPE_CHECKING:
     from django_stubs_ext import WithAnnotations
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
         now: int
 
     Row = WithAnnotations[DistributedLock, _Live]
-    ModelAdmin = admin.ModelAdmin[DistributedLock]
-else:
-    ModelAdmin = admin.ModelAdmin
 
 logger = logging.getLogger("distlock")
 
@@ -55,20 +53,10 @@ AT_ONCE = 100
 """How many locks one confirmation lists at most: more than that nobody reads."""
 
 CHOSEN = "chosen"
-NOTHING = "\N{EN DASH}"
 
 HOLDER = ("thread", "process", "note", "held_since", "lease", "owner")
 LAST_HOLDER = gettext_lazy("Of a lock that is not held: the last one.")
 TOTALS = ("acquisitions", "losses", "mean_held", "longest_held", "mean_waited", "longest_waited")
-
-
-def _now(request: HttpRequest) -> int:
-    """Return the database's clock, read once for this request."""
-    if "distlock.now" not in request.META:
-        connection = connections[settings().USING]
-        request.META["distlock.now"] = backend_for(connection).clock(connection)
-    now: int = request.META["distlock.now"]
-    return now
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -100,7 +88,7 @@ class HeldForFilter(admin.SimpleListFilter):
         """Return the locks that are held since that long ago."""
         if self.value() not in {value for value, _title in self.lookup_choices}:
             return None
-        since = _now(request) - int(self.value() or 0) * 1_000_000
+        since = now_of(request) - int(self.value() or 0) * 1_000_000
         return queryset.filter(state=LockState.HELD, acquired_at__lte=EPOCH + since * MICROSECOND)
 
 
@@ -119,7 +107,7 @@ def _mean(total: int, count: int) -> str:
 
 
 @admin.register(DistributedLock)
-class DistributedLockAdmin(ModelAdmin):
+class DistributedLockAdmin(ReadOnlyAdmin):
     """Shows locks and their holders, and takes a lock from its holder on demand."""
 
     list_display = ("lock_and_token", "badge", "holder", "held_since", "time_left")
@@ -127,10 +115,7 @@ class DistributedLockAdmin(ModelAdmin):
     ordering = ("name", "slot")
     search_fields = ("name", "host", "pid", "thread", "note")
     search_help_text = gettext_lazy("Name, host, process id, thread or task, or note")
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER  # each count would read the table
     actions = ("force_release",)
-    change_list_template = "distlock/admin/locks.html"
     change_form_template = "distlock/admin/lock.html"
     fieldsets = (
         (None, {"fields": ("lock", "badge", "time_left", "expires", "token")}),
@@ -140,27 +125,22 @@ class DistributedLockAdmin(ModelAdmin):
 
     # -- what may be done ------------------------------------------------------------------------
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nobody: an acquisition makes the row."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody: the row is its holder's."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody: `purge_locks` deletes, and keeps the tokens growing."""
-        return False
-
     def has_force_release_permission(self, request: HttpRequest) -> bool:
         """Whoever has the permission of that name."""
         return request.user.has_perm("distlock.force_release")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DistributedLock]:
         """Return the locks of the alias in the settings, each with its state at this request."""
-        now = _now(request)
-        rows = super().get_queryset(request).using(settings().USING).filter(NAMED)
+        now = now_of(request)
+        rows: QuerySet[DistributedLock] = super().get_queryset(request).filter(NAMED)
         return rows.annotate(state=state_at(now), now=Value(now, output_field=BigIntegerField()))
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Return what the detail view shows, with a link to the job if the lock is one's."""
+        first, *others = super().get_fieldsets(request, obj)
+        if obj is None or not obj.name.startswith(PREFIX):
+            return [first, *others]
+        return [(None, {"fields": (*first[1]["fields"], "job")}), *others]
 
     def change_view(
         self,
@@ -187,19 +167,12 @@ class DistributedLockAdmin(ModelAdmin):
     @admin.display(description=gettext_lazy("lock"))
     def lock(self, row: Row) -> str:
         """Return the name, unmistakable also if it has blanks at its ends or cannot be printed."""
-        name = str(row)
-        return name if name.isprintable() and name.split() == name.split(" ") else repr(name)
+        return unmistakable(str(row))
 
     @admin.display(description=gettext_lazy("state"), ordering="state")
     def badge(self, row: Row) -> str:
         """Return the state as a badge."""
-        state = LockState(row.state)
-        return format_html(
-            '<span class="distlock-badge {}" title="{}">{}</span>',
-            state.value,
-            MEANING[state],
-            state.label,
-        )
+        return badge_of(LockState(row.state), MEANING)
 
     @admin.display(description=gettext_lazy("holder"), ordering="host")
     def holder(self, row: Row) -> str:
@@ -248,6 +221,12 @@ class DistributedLockAdmin(ModelAdmin):
         return str(row.fencing_token)
 
     # -- the detail view -------------------------------------------------------------------------
+
+    @admin.display(description=gettext_lazy("job"))
+    def job(self, row: Row) -> str:
+        """Return a link to the job that the lock is for, once there is a row of it."""
+        jobs = Job._default_manager.using(settings().USING)
+        return link_to(jobs.filter(key=row.name.removeprefix(PREFIX)).first())
 
     @admin.display(description=gettext_lazy("lease ends"))
     def expires(self, row: Row) -> str:

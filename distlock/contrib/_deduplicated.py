@@ -1,0 +1,223 @@
+"""`@deduplicated`: what a worker does with a message that `enqueue_once` has sent.
+
+# Note [A run and its row]
+Runs of one key take turns, by the job's lock: a message that finds it held goes back to the queue
+and comes again after 1, 2, 4.. 15 seconds, and its row says "queued" meanwhile, so that it may
+still be given newer arguments. Under the lock the row decides: if it bears another id, or is done,
+the message is one too many. Whoever was killed has left "running" behind: its own message, if the
+broker delivers it again, starts it again.
+
+The row of a run that ends well is written in the transaction that releases the lock, so that a
+second copy of the message cannot come in between. If it raises, Celery knows later than we do
+whether there will be a retry, and says so in a signal. Until then the row says "running" with
+nobody in the lock: a retry would pass, and if the process dies here, the key is free.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from celery import Task
+from celery._state import get_current_task
+from celery.exceptions import Ignore, Reject
+from celery.signals import task_failure, task_retry, task_revoked
+from celery.utils.time import maybe_make_aware
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, connections
+from kombu.utils import json as messages
+
+from .. import outbox, receipts
+from ..backends.base import Pinned
+from ..connections import in_transaction
+from ..exceptions import AlreadyHeld, LockBusy
+from ..leases import Lease
+from ..locks import lock
+from ._deliveries import Delivery
+from ._enqueue import HEADER, MARK
+from ._functions import refuse
+from ._skipped import skipped
+
+if TYPE_CHECKING:
+    from ..models import Job
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("distlock")
+
+LONGEST_PAUSE = 15.0
+
+
+def deduplicated(function: Callable[P, R]) -> Callable[P, Any]:
+    """Let a task be queued with `enqueue_once()`. Put it under `@shared_task`.
+
+    A message that `enqueue_once()` has sent runs if its job is still to be done, one at a time per
+    key. One that comes too late ends as a success whose result is a dict with the key "distlock".
+    What is sent with `delay()`, or called, runs as without it. Above `@single_instance`, if both.
+
+    Raises `ImproperlyConfigured` above `@shared_task`, `TypeError` for what is not a function.
+    """
+    refuse("deduplicated", function)
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        task: Any = get_current_task()
+        if task is None or getattr(task.run, MARK, None) is not wrapper:
+            return function(*args, **kwargs)
+        request: Any = task.request
+        if request.called_directly or HEADER not in (request.headers or {}):
+            return function(*args, **kwargs)
+        bound: Any = [own for own in args[:1] if own is task]
+        return _Message(task).deliver(functools.partial(function, *bound))
+
+    setattr(wrapper, MARK, wrapper)  # wraps() carries it to decorators above
+    # Celery checks a call at the caller with getfullargspec(), which does not follow
+    # __wrapped__, but does take this.
+    wrapper.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return wrapper
+
+
+class _Message(Delivery):
+    """One delivery of a message that `enqueue_once` has sent."""
+
+    def __init__(self, task: Task[Any, Any]) -> None:
+        super().__init__(task)
+        header = self.request.headers[HEADER]
+        self.alias: str = header["using"]
+        self.job_key: str = header["key"]
+        self.run: outbox.Run | None = None
+        self.ttl = 0.0
+
+    def deliver(self, function: Callable[..., Any]) -> Any:
+        """Run the job if it is still to be done; see Note [A run and its row]."""
+        self._refuse_transaction()
+        held = lock(receipts.PREFIX + self.job_key, wait=0, using=self.alias)
+        with ExitStack() as block:
+            block.enter_context(self.named_as_holder())
+            try:
+                lease = block.enter_context(held)
+                job = self._start(lease)
+            except AlreadyHeld as error:
+                if self.queued:
+                    raise  # the thread was left with a lease that is not ours
+                return self._busy(error)
+            except (LockBusy, Pinned) as error:
+                return self._busy(error)
+            if job is None:
+                return self._stale()
+            return self._work(lease, function, job)
+
+    def _start(self, lease: Lease) -> Job | None:
+        run = outbox.Run(self.alias, self.job_key, self.request.id, lease.token)
+        job = run.start()
+        if job is not None:
+            self.run, self.ttl = run, job.arguments["ttl"]
+            self.request.distlock_message = self  # for the signals
+        return job
+
+    def _work(self, lease: Lease, function: Callable[..., Any], job: Job) -> Any:
+        assert self.run is not None
+        stored = messages.loads(json.dumps(job.arguments))
+        # What a retry sends again, and people see.
+        self.request.update(args=stored["args"], kwargs=stored["kwargs"])
+        try:
+            result = function(*stored["args"], **stored["kwargs"])
+        except (Ignore, Reject) as error:
+            requeued = getattr(error, "requeue", False)
+            self.settle("queued" if requeued or self._is_published_again else "done")
+            raise
+        if self._is_published_again:
+            self.settle("queued")
+        elif self.queued:
+            self.finish(lease, self.alias)
+        else:
+            self.run.finish()
+        return result
+
+    def _write(self, lease: Lease, alias: str) -> None:
+        """Write the receipt that `Delivery.finish` is about: the row itself."""
+        assert self.run is not None
+        self.run.finish()
+
+    def settle(self, state: str, delay: float = 0.0) -> None:
+        """Say of a run that it is "done", or that its message is in the queue again."""
+        assert self.run is not None
+        try:
+            if state == "done":
+                self.run.finish()
+            else:
+                self.run.wait(delay + self.ttl)
+        except Error:
+            logger.warning("job_unsettled key=%r", self.job_key, exc_info=True)
+
+    # -- what does not run -----------------------------------------------------------------------
+
+    def _busy(self, error: Any) -> Any:
+        """Come again, or, where there is no queue, free the key and skip."""
+        if not outbox.is_wanted(self.alias, self.job_key, self.request.id):
+            return self._stale()
+        if self.queued:
+            self.again(error, LONGEST_PAUSE)
+        outbox.free(self.alias, self.job_key, self.request.id)
+        return skipped("busy", receipts.PREFIX + self.job_key, getattr(error, "holder", None))
+
+    def _stale(self) -> dict[str, Any]:
+        lock_name = receipts.PREFIX + self.job_key
+        return {"distlock": "duplicate", "lock": lock_name, "task_id": self.request.id}
+
+    def _refuse_transaction(self) -> None:
+        if in_transaction(connections[self.alias]):
+            raise ImproperlyConfigured(
+                f"{self.task.name} is started inside a transaction, and its row would be locked "
+                "until that ends. Put @deduplicated above @single_instance(atomic=True), and above "
+                "what else opens one."
+            )
+
+
+# -- what Celery knows better; see Note [A run and its row] --------------------------------------
+
+
+@task_failure.connect(weak=False)
+def _failed(sender: Any = None, **_: Any) -> None:
+    message = getattr(getattr(sender, "request", None), "distlock_message", None)
+    if message is not None:
+        message.settle("done")
+
+
+@task_retry.connect(weak=False)
+def _retried(request: Any = None, reason: Any = None, **_: Any) -> None:
+    message = getattr(request, "distlock_message", None)
+    if message is not None:
+        message.settle("queued", _seconds_until(getattr(reason, "when", None)))
+
+
+@task_revoked.connect(weak=False)
+def _revoked(request: Any = None, terminated: bool = False, **_: Any) -> None:
+    """Free the key of a message that was thrown away, in a thread: the worker goes on meanwhile."""
+    header = (getattr(request, "headers", None) or {}).get(HEADER)
+    if header is not None:
+        which = (header["using"], header["key"], request.id)
+        threading.Thread(target=_free, args=which, kwargs={"running": terminated}).start()
+
+
+def _free(alias: str, key: str, task_id: str, *, running: bool) -> None:
+    try:
+        outbox.free(alias, key, task_id, running=running)
+    except Error:
+        logger.warning("job_not_freed key=%r", key, exc_info=True)
+    finally:
+        connections.close_all()
+
+
+def _seconds_until(when: Any) -> float:
+    if isinstance(when, datetime):
+        when = (maybe_make_aware(when) - datetime.now(timezone.utc)).total_seconds()
+    return max(0.0, float(when or 0))

@@ -1,0 +1,339 @@
+"""Jobs that wait for a worker: one row per key, written in the transaction that wants the job done.
+
+What carries the job's message to the worker is the adapter's (`contrib/_enqueue.py`); here is who
+may write the row when.
+
+# Note [Outbox]
+The row and the caller's work become facts together, or not at all; the message is sent when they
+have. `unpublished_since` is empty as soon as the broker has the message: what is not, a process
+that died or a broker that was down has left behind, and it is published again. That may be once too
+often, which does no harm, since a message is good for nothing but to start the job whose id the row
+bears.
+
+    queued    it waits for a worker: who wants the same finds it taken, until it expires
+    running   by whoever holds the job's lock. With until="start" the key is free again; with
+              "finish" it is taken while that lock is held. Who was killed has lost it, and whoever
+              comes next may have the key; until then a message with the same id starts it again
+    done      the key is free; the row stays for the next one, until it is purged
+
+# Note [Two locks]
+Those who write a row into the outbox take turns by a lock that bears the row's key, up to the end
+of their transactions: whoever comes second waits, and finds a row or, after a rollback, none. So no
+two insert at once, which deadlocks on InnoDB and waits without end on PostgreSQL. Runs take turns
+by the job's own lock, as those of `once()` do. Between the two only compare-and-sets decide, on id
+and state. Who finds, inside a transaction, that the same is queued shares the row until that ends:
+the run that it counts on must begin after its commit, or it would miss what it was asked for. A
+worker waits for a row that a transaction has locked only for a moment: that may take long, but of
+several that follow each other it must find the gap.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from django.db import DatabaseError, connections, transaction
+from django.db.models import F
+
+from .backends import backend_for
+from .backends.base import Pinned, moment_of
+from .conf import settings
+from .connections import in_transaction
+from .deadlines import Deadline, jitter, seconds
+from .exceptions import LockBusy
+from .fields import DatabaseNow
+from .locks import lock
+from .receipts import is_locked
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
+    from .models import Job
+
+Until = Literal["start", "finish"]
+
+LOOK = 0.25
+"""Seconds after which who waits for a turn looks whether somebody has queued the same: then there
+is no need of a turn any more."""
+
+SOON = 0.01
+
+PATIENCE = 1.0
+"""Seconds that a worker tries to start what a transaction has locked, before it comes again."""
+
+KEEP = 30 * 86400.0
+"""Seconds that a run that was broken off may be delivered again."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What somebody wants done, once: the row that is to be queued. `ttl` is in seconds.
+
+    is_over: tells of a task id whether its result says that it will not run any more.
+    """
+
+    alias: str
+    key: str
+    task: str
+    arguments: dict[str, Any]
+    ttl: float
+    until: Until
+    replace: bool
+    is_over: Callable[[str], bool]
+
+    def put(self) -> tuple[Job, bool]:
+        """Return the key's row, and whether it is a new one that is to be published on commit.
+
+        Raises `LockBusy` if somebody else's transaction is about to queue the same for too long.
+        """
+        wait = settings().WAIT
+        deadline = Deadline(None if wait is None else seconds(wait, "WAIT"))
+        connection = connections[self.alias]
+        joins = in_transaction(connection)
+        backend = backend_for(connection)
+        alone = joins and not backend.private_connection
+        # What an old snapshot says may long be over: the lock refuses it.
+        looks = not (self.replace or (joins and backend.snapshot_isolation(connection)))
+        while True:
+            found = self._find() if looks else None
+            if found is not None and self._is_taken(found) and self._is_awaited(found):
+                return found, False
+            turn = min(LOOK, deadline.left)
+            try:
+                with lock(self.key, atomic=not joins, wait=turn, note=self.task, using=self.alias):
+                    while (put := self._try()) is None:
+                        time.sleep(SOON)  # a worker was faster: look again
+                    return put
+            except LockBusy as error:
+                if alone or not deadline.left:
+                    raise self._busy(error, deadline) from None
+
+    def _busy(self, error: LockBusy, deadline: Deadline) -> LockBusy:
+        return LockBusy(
+            f"A transaction that is about to queue {self.key!r} was not over within "
+            f"{deadline.passed:.3g} s: {error.holder}. End it sooner, or call again.",
+            name=error.name,
+            holder=error.holder,
+            waited=deadline.passed,
+        )
+
+    def _try(self) -> tuple[Job, bool] | None:
+        found = self._find()
+        if found is None:
+            new = _jobs(self.alias).model(key=self.key, **self._values())
+            new.save(using=self.alias, force_insert=True)
+            return new, True
+        if not self._is_taken(found):
+            return self._take(found)
+        if not self.replace or found.state != "queued":
+            return (found, False) if self._is_awaited(found) else None
+        # Its message keeps its options, and may have to wait for longer than ours would.
+        arguments = {**self.arguments, "options": found.arguments["options"]}
+        expires = max(found.expires_at, _in(self.alias, self.ttl))
+        values = {"arguments": arguments, "expires_at": expires}
+        return (found, False) if _unchanged(self.alias, found).update(**values) else None
+
+    def _find(self) -> Job | None:
+        """Return the row, and the moment on the database's clock."""
+        return _jobs(self.alias).filter(key=self.key).annotate(now=DatabaseNow()).first()
+
+    def _is_taken(self, found: Job) -> bool:
+        """Whether the key is; see Note [Outbox]."""
+        if found.state == "queued":
+            taken: bool = found.expires_at > found.now  # type: ignore[attr-defined]
+        elif found.state == "running" and self.until == "finish":
+            taken = _jobs(self.alias).filter(is_locked(DatabaseNow()), pk=found.pk).exists()
+        else:
+            return False
+        return taken and not (self.until == "finish" and self.is_over(found.task_id))
+
+    def _is_awaited(self, found: Job) -> bool:
+        """Whether what a row says still holds, and will until the caller's transaction has ended.
+
+        A run that is to see what the caller has written must not begin before that is committed.
+        """
+        connection = connections[self.alias]
+        if found.state != "queued" or not in_transaction(connection):
+            return True
+        return backend_for(connection).share(connection, _unchanged(self.alias, found))
+
+    def _take(self, found: Job) -> tuple[Job, bool] | None:
+        """Write over a row whose key is free.
+
+        One that has waited too long keeps its id: its message may still be on its way, in a queue
+        that is longer than the ttl, and then it is served in its old place.
+        """
+        values = self._values()
+        if found.state == "queued" and not self.is_over(found.task_id):
+            values["task_id"] = found.task_id
+        if not _unchanged(self.alias, found).update(**values):
+            return None
+        for name, value in values.items():
+            setattr(found, name, value)
+        return found, True
+
+    def _values(self) -> dict[str, Any]:
+        now = _now(self.alias)
+        return {
+            "state": "queued",
+            "task": self.task,
+            "task_id": str(uuid.uuid4()),
+            "arguments": self.arguments,
+            "result": None,
+            "attempts": 0,
+            "created_at": moment_of(now),
+            "started_at": None,
+            "finished_at": None,
+            "expires_at": moment_of(now + int(self.ttl * 1_000_000)),
+            "unpublished_since": moment_of(now),
+        }
+
+
+# -- the message ---------------------------------------------------------------------------------
+
+
+def published(alias: str, job: Job) -> None:
+    """Note that the broker has the job's message, unless a transaction has the row locked.
+
+    Then it is published once more, and whoever has just committed waits for nobody.
+    """
+    same = _jobs(alias).filter(key=job.key, task_id=job.task_id)
+    mine = same.filter(unpublished_since=job.unpublished_since)
+    _write(alias, mine, {"unpublished_since": None})
+
+
+def unpublished(alias: str, older_than: float) -> Iterator[Job]:
+    """Yield what waits to be published since that many seconds, each to one caller only.
+
+    The caller must publish it and say so. What it does not, waits that long again. A row that a
+    transaction has locked is passed over.
+    """
+    before, after = _in(alias, -older_than), 0
+    waiting = _jobs(alias).filter(state="queued", unpublished_since__lte=before).order_by("pk")
+    while job := waiting.filter(pk__gt=after).first():
+        after, now = job.pk, _in(alias, 0)
+        seen = _unchanged(alias, job).filter(unpublished_since=job.unpublished_since)
+        if _write(alias, seen, {"unpublished_since": now}) is not None:
+            job.unpublished_since = now
+            yield job
+
+
+# -- the run -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a job, under its lock. `token` is that of its lease."""
+
+    alias: str
+    key: str
+    task_id: str
+    token: int
+
+    def start(self) -> Job | None:
+        """Say that the job runs, and return it with its latest arguments.
+
+        `None`: the row is another's, or done, or a later holder of the lock has started it. Raises
+        `Pinned` if a transaction has it locked, and the caller must come again.
+        """
+        deadline = Deadline(PATIENCE)
+        while (job := self._start()) is None and self._startable().exists():
+            if not deadline.left:
+                raise Pinned(f"The row of the job {self.key!r} is locked by a running transaction.")
+            time.sleep(jitter(SOON))
+        return job
+
+    def _start(self) -> Job | None:
+        now = _now(self.alias)
+        values = {
+            "state": "running",
+            "token": self.token,
+            "attempts": F("attempts") + 1,
+            "started_at": moment_of(now),
+            "expires_at": moment_of(now + int(KEEP * 1_000_000)),
+            "unpublished_since": None,  # the broker had it, whether that was noted or not
+        }
+        return _write(self.alias, self._startable(), values)
+
+    def _startable(self) -> QuerySet[Job]:
+        return _wanted(self.alias, self.key, self.task_id).filter(token__lte=self.token)
+
+    def finish(self) -> None:
+        """Say that it is done, and that the row is of no use after this moment."""
+        now = _in(self.alias, 0)
+        values = {"state": "done", "finished_at": now, "expires_at": now}
+        _write(self.alias, self._running(), values)
+
+    def wait(self, ttl: float) -> None:
+        """Say that its message is in the queue again, and its key taken for that many seconds."""
+        values = {"state": "queued", "expires_at": _in(self.alias, ttl)}
+        _write(self.alias, self._running(), values)
+
+    def _running(self) -> QuerySet[Job]:
+        mine = _jobs(self.alias).filter(key=self.key, task_id=self.task_id)
+        return mine.filter(token=self.token, state="running")
+
+
+def is_wanted(alias: str, key: str, task_id: str) -> bool:
+    """Whether a message with that id has something to start."""
+    return _wanted(alias, key, task_id).exists()
+
+
+def free(alias: str, key: str, task_id: str, *, running: bool = True) -> bool:
+    """Free a key whose job will not run any more; `False` if it has gone to another id.
+
+    running: also if it says that it runs.
+    """
+    now = _in(alias, 0)
+    mine = _wanted(alias, key, task_id)
+    if not running:
+        mine = mine.filter(state="queued")
+    values = {"state": "done", "finished_at": now, "expires_at": now, "unpublished_since": None}
+    return bool(mine.update(**values))
+
+
+def _wanted(alias: str, key: str, task_id: str) -> QuerySet[Job]:
+    return _jobs(alias).filter(key=key, task_id=task_id, state__in=("queued", "running"))
+
+
+def _write(alias: str, rows: QuerySet[Job], values: dict[str, Any]) -> Job | None:
+    """Write one row in a transaction of its own, unless it is locked; see Note [Two locks].
+
+    A row that is locked at the end of its run is being taken by somebody else. If their transaction
+    is rolled back, it says "running" while nobody holds the lock, and the key is free as well.
+    """
+    skip = connections[alias].features.has_select_for_update_skip_locked
+    try:
+        with transaction.atomic(using=alias):
+            job = rows.select_for_update(skip_locked=skip).first()
+            if job is not None:
+                _jobs(alias).filter(pk=job.pk).update(**values)
+            return job
+    except DatabaseError as error:
+        if backend_for(connections[alias]).is_contention(error):
+            return None
+        raise
+
+
+def _unchanged(alias: str, job: Job) -> QuerySet[Job]:
+    return _jobs(alias).filter(pk=job.pk, task_id=job.task_id, state=job.state)
+
+
+def _jobs(alias: str) -> QuerySet[Job]:
+    from .models import Job
+
+    return Job._default_manager.using(alias)
+
+
+def _now(alias: str) -> int:
+    connection = connections[alias]
+    return backend_for(connection).clock(connection)
+
+
+def _in(alias: str, seconds: float) -> datetime:
+    """Return the moment in that many seconds, on the database's clock."""
+    return moment_of(_now(alias) + int(seconds * 1_000_000))
