@@ -11,8 +11,9 @@ DISTLOCK_TEST_POSTGRESQL_URL, ..._MARIADB_URL, ..._PGBOUNCER_URL   use this serv
 DISTLOCK_REQUIRE    databases that must not be missing: postgresql,mariadb,pgbouncer
 DISTLOCK_JOBS       3 runs three parts at a time, each on a server of its own, and shows their
                     output when they are done; the tests of contrib are parts of their own
-DISTLOCK_AGAIN      how many failures of a run may be tried a second time, alone: the machine may
-                    have been busy. They are named at the end, and what fails again is a failure
+DISTLOCK_AGAIN      how many failures of a part may be tried a second time, when nothing else runs
+                    any more: the machine may have been busy. They are named at the end, and what
+                    fails again is a failure
 DISTLOCK_DURABLE    1: commits wait for the disk (always so with --torture)
 DISTLOCK_TORTURE    ci, short (default) or long: how hard the tests marked ``torture`` are
 """
@@ -173,6 +174,17 @@ def served(name: str, durable: bool) -> Iterator[str]:
             yield server.url
 
 
+@dataclass
+class Failed:
+    """A pytest run with a few failures, to be tried again."""
+
+    outcome: Outcome
+    label: str
+    report: Path
+    args: list[str]
+    environ: dict[str, str]
+
+
 class Runner:
     """Runs pytest in child processes, and ends them when it is told to stop."""
 
@@ -182,6 +194,7 @@ class Runner:
         self.quiet = quiet
         self.again = int(os.environ.get("DISTLOCK_AGAIN", "0"))
         self.durable = torture or os.environ.get("DISTLOCK_DURABLE") == "1"
+        self.failed: list[Failed] = []
         self.children: set[subprocess.Popen[bytes]] = set()
         self.printing = threading.Lock()
         self.stopped = False
@@ -223,16 +236,22 @@ class Runner:
         report.unlink(missing_ok=True)
         if outcome.name == "pgbouncer":  # its idle sessions would not let the database be dropped
             args = ["--reuse-db", *args]
-        environ = {**os.environ, "DISTLOCK_TEST_URL": url, "DISTLOCK_USE_TZ": use_tz}
         args += ["-o", f"cache_dir={RESULTS / label}.cache"]
+        environ = {"DISTLOCK_TEST_URL": url, "DISTLOCK_USE_TZ": use_tz}
         status = self.pytest(label, [f"--junitxml={report}", *args], environ)
         outcome.add(label, status, report, may_be_empty=use_tz == "0")
-        if status != 1 or not 0 < len(failures(report)) <= self.again:
-            return
-        second = report.with_suffix(".again.xml")
-        args = ["--last-failed", f"--junitxml={second}", *args]
-        if self.pytest(f"{label}, what failed", args, environ) == 0:
-            outcome.passed_again(report)
+        if status == 1 and 0 < len(failures(report)) <= self.again:
+            self.failed.append(Failed(outcome, label, report, args, environ))
+
+    def second_tries(self) -> None:
+        """Run what failed once more, one after the other, each on a new server."""
+        for each in self.failed:
+            second = each.report.with_suffix(".again.xml")
+            args = ["--last-failed", f"--junitxml={second}", *each.args]
+            with served(each.outcome.name, self.durable) as url:
+                environ = {**each.environ, "DISTLOCK_TEST_URL": url}
+                if self.pytest(f"{each.label}, what failed", args, environ) == 0:
+                    each.outcome.passed_again(each.report)
 
     def pytest(self, label: str, args: list[str], environ: Mapping[str, str]) -> int:
         """Run pytest and return its exit status; 124 if it took too long."""
@@ -241,7 +260,7 @@ class Runner:
             child = subprocess.Popen(
                 [sys.executable, "-m", "pytest", *args],
                 cwd=ROOT,
-                env=dict(environ),
+                env={**os.environ, **environ},
                 stdout=target,
                 stderr=target,
             )
@@ -285,7 +304,9 @@ def run(names: list[str], runner: Runner, jobs: int) -> list[Outcome]:
             for name in sorted(names, key=LONGEST_FIRST.index)
         }
         try:
-            return [joined([future.result() for future in futures[name]]) for name in names]
+            outcomes = {name: [each.result() for each in futures[name]] for name in names}
+            runner.second_tries()
+            return [joined(outcomes[name]) for name in names]
         except (KeyboardInterrupt, SystemExit) as end:
             pool.shutdown(wait=False, cancel_futures=True)
             runner.stop(patience=5.0 if isinstance(end, KeyboardInterrupt) else 0.0)

@@ -119,7 +119,7 @@ def test_a_connection_breaks_after_the_whole_answer(
     insert(client, "first")
     cut = proxy.disturb(Cut("server", counted.count("server") - 1, after=True))
     insert(client, "second")
-    assert cut.happened.wait(5)
+    assert cut.over.wait(5)
     with pytest.raises(DatabaseError):
         insert(client, "third")
     assert (written("second"), written("third")) == (True, False)

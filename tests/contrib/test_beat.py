@@ -22,7 +22,7 @@ from distlock.contrib import _ticks
 from distlock.contrib._ticks import tick_of
 from distlock.contrib.beat import SingleBeatScheduler
 from distlock.models import Job
-from tests.contrib.world import NAME, START, Dies, World, elsewhere
+from tests.contrib.world import NAME, START, Dies, World, elsewhere, pause_keeper
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -253,6 +253,7 @@ def test_a_leader_that_was_paused_sends_nothing(world: World) -> None:
     world.every(a=10)
     one = world.beat()
     world.run(one, 9)
+    pause_keeper()
     world.take_away()
     with elsewhere() as other:
         two = world.beat()

@@ -16,6 +16,7 @@ from distlock import lock
 from distlock.backends import backend_for
 from distlock.contrib import _ticks, beat
 from distlock.contrib.beat import Leader, SingleBeatScheduler
+from distlock.keeper import keeper
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=timezone.utc)
 NAME = "celery-beat:unit"
@@ -82,6 +83,12 @@ class World:
         holder = lock(NAME).holder()
         assert holder is not None
         assert backend_for(connection).force_release(connection, NAME, 0, holder.token)
+
+
+def pause_keeper() -> None:
+    """Let the keeper find out nothing more about the leases of now."""
+    for term in list(keeper.rounds("default")._terms):
+        keeper.drop(term)
 
 
 @contextmanager
