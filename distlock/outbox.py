@@ -36,8 +36,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from django.db import DatabaseError, connections, transaction
-from django.db.models import F
+from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db.models import BooleanField, ExpressionWrapper, F, Q
 
 from .backends import backend_for
 from .backends.base import Pinned, moment_of
@@ -88,7 +88,8 @@ class Order:
     def put(self) -> tuple[Job, bool]:
         """Return the key's row, and whether it is a new one that is to be published on commit.
 
-        Raises `LockBusy` if somebody else's transaction is about to queue the same for too long.
+        Raises `LockBusy` if somebody else's transaction is about to queue the same for too long,
+        and `OperationalError` if the row itself is locked for so long.
         """
         wait = settings().WAIT
         deadline = Deadline(None if wait is None else seconds(wait, "WAIT"))
@@ -105,12 +106,21 @@ class Order:
             turn = min(LOOK, deadline.left)
             try:
                 with lock(self.key, atomic=not joins, wait=turn, note=self.task, using=self.alias):
-                    while (put := self._try()) is None:
-                        time.sleep(SOON)  # a worker was faster: look again
-                    return put
+                    if put := self._try():
+                        return put
             except LockBusy as error:
                 if alone or not deadline.left:
                     raise self._busy(error, deadline) from None
+            except DatabaseError as error:
+                if joins or not backend.is_contention(error):
+                    raise
+            # Somebody has changed the row since it was read: look again, in a new snapshot.
+            if not deadline.left:
+                raise OperationalError(
+                    f"The row of the job {self.key!r} was locked or written by others for "
+                    f"{deadline.passed:.3g} s. End such transactions sooner, or call again."
+                )
+            time.sleep(SOON)
 
     def _busy(self, error: LockBusy, deadline: Deadline) -> LockBusy:
         return LockBusy(
@@ -138,13 +148,14 @@ class Order:
         return (found, False) if _unchanged(self.alias, found).update(**values) else None
 
     def _find(self) -> Job | None:
-        """Return the row, and the moment on the database's clock."""
-        return _jobs(self.alias).filter(key=self.key).annotate(now=DatabaseNow()).first()
+        """Return the row, and whether its time is not over."""
+        in_time = ExpressionWrapper(Q(expires_at__gt=DatabaseNow()), BooleanField())
+        return _jobs(self.alias).filter(key=self.key).annotate(in_time=in_time).first()
 
     def _is_taken(self, found: Job) -> bool:
         """Whether the key is; see Note [Outbox]."""
         if found.state == "queued":
-            taken: bool = found.expires_at > found.now  # type: ignore[attr-defined]
+            taken: bool = found.in_time  # type: ignore[attr-defined]
         elif found.state == "running" and self.until == "finish":
             taken = _jobs(self.alias).filter(is_locked(DatabaseNow()), pk=found.pk).exists()
         else:
@@ -159,7 +170,8 @@ class Order:
         connection = connections[self.alias]
         if found.state != "queued" or not in_transaction(connection):
             return True
-        return backend_for(connection).share(connection, _unchanged(self.alias, found))
+        same = _jobs(self.alias).filter(task_id=found.task_id, state=found.state)
+        return backend_for(connection).share(connection, same, found.pk)
 
     def _take(self, found: Job) -> tuple[Job, bool] | None:
         """Write over a row whose key is free.

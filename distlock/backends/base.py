@@ -213,6 +213,9 @@ class Backend:
     share_sql: ClassVar[str | None] = None
     """What ends a SELECT that shares rows; `None`: it locks them, and only one may at a time."""
 
+    share_lookups: ClassVar[tuple[str, ...]] = ("pk",)
+    """How that SELECT finds its row."""
+
     batch: ClassVar[int] = 500
     """How many leases one statement renews."""
 
@@ -304,12 +307,13 @@ class Backend:
         with connection.cursor() as cursor:
             cursor.execute(f"DELETE FROM {table} WHERE id IN ({among})", ids)
 
-    def share(self, connection: BaseDatabaseWrapper, rows: QuerySet[Any]) -> bool:
-        """Keep these rows from whoever locks them for an update, until the transaction ends.
+    def share(self, connection: BaseDatabaseWrapper, rows: QuerySet[Any], pk: int) -> bool:
+        """Keep a row from whoever locks it for an update, until the transaction ends.
 
-        Many may do so at once. `False`: there are none, or one is being written; it is not waited
-        for.
+        Many may do so at once. `False`: it is not among `rows`, and stays as free as it was, or it
+        is being written; it is not waited for.
         """
+        rows = rows.filter(**dict.fromkeys(self.share_lookups, pk))
         if self.share_sql is None:
             skip = connection.features.has_select_for_update_skip_locked
             return rows.select_for_update(skip_locked=skip).first() is not None

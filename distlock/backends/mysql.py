@@ -17,6 +17,12 @@ not even lock a row that was written after its snapshot, and each renewal writes
 the lock's row is fenced by owner and token and must see what is there now, so for those statements,
 and for no other of the transaction's, that check is off. The snapshot stays as it is.
 
+# Note [Constant rows]
+A row that is named by the whole of a unique key is read before the rest of the WHERE is looked at,
+and stays locked until the transaction ends if that does not fit. What is found in a range is let go
+again (at READ COMMITTED). Who waits for a turn must not keep a lock from a look that was in vain:
+who has the turn might wait for the row, and neither would know.
+
 Django counts matched rows (CLIENT.FOUND_ROWS), so an upsert's row count cannot tell a grant from
 a refusal: the owner that comes back does.
 """
@@ -177,6 +183,7 @@ class MySQL(Generic):
     now_sql = {"": NOW}
     clock_sql = f"SELECT {_us(NOW)}"
     share_sql = "FOR SHARE SKIP LOCKED"
+    share_lookups = ("pk__gte", "pk__lte")  # see Note [Constant rows]
     _insert_sql = INSERT
 
     def __init__(self) -> None:

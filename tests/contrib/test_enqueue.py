@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -16,15 +17,16 @@ from celery.exceptions import Ignore, Reject
 from celery.signals import task_revoked
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
-from django.db import transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 from django.db.transaction import TransactionManagementError
 from django.test import TestCase
 
 from distlock import LockBusy, LockError, lock, outbox
+from distlock.backends import backend_for
 from distlock.contrib.celery import deduplicated, enqueue_once, single_instance
 from distlock.models import Job
 from tests.isolation import set_level, snap
-from tests.support import eventually, in_thread
+from tests.support import eventually, in_thread, other_session
 
 # Only the tables of these apps are flushed, which is much faster than all.
 transactional = pytest.mark.django_db(transaction=True, available_apps=["distlock", "tests.app"])
@@ -395,6 +397,71 @@ def test_an_old_snapshot_is_not_asked(sync: Any, queue: Queue) -> None:
         in_thread(queue.work)
         with pytest.raises(LockError, match="REPEATABLE READ"):
             enqueue_once(sync, (1,))
+
+
+@servers
+@pytest.mark.timeout(30)
+@transactional
+@pytest.mark.parametrize(
+    ("level", "inside"),
+    [("READ COMMITTED", True), ("READ COMMITTED", False), ("REPEATABLE READ", False)],
+)
+def test_a_run_that_ends_just_after_the_row_was_read_is_noticed(
+    sync: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch, level: str, inside: bool
+) -> None:
+    with set_level(level):
+        first, find = enqueue_once(sync, (1,)).result, outbox.Order._find
+
+        def find_and_run(order: Any, **how: Any) -> Job | None:
+            found = find(order, **how)
+            monkeypatch.setattr(outbox.Order, "_find", find)
+            in_thread(queue.work)
+            return found
+
+        monkeypatch.setattr(outbox.Order, "_find", find_and_run)
+        with transaction.atomic() if inside else nullcontext():
+            again = enqueue_once(sync, (1,), replace=not inside)  # which looks in its turn only
+        monkeypatch.undo()
+        assert queue.ran == [(1, None)]
+        assert again.created
+        assert queue.ids() == [again.result.id] != [first.id]
+
+
+@servers
+@transactional
+def test_a_row_that_is_shared_in_vain_stays_free(sync: Any) -> None:
+    """Who waits for its turn with a lock on the row would be waited for by who has the turn."""
+    enqueue_once(sync, (1,))
+    job = Job.objects.get()
+    backend, lock_now = backend_for(connection), Job.objects.select_for_update(nowait=True)
+
+    def is_free() -> bool:
+        try:
+            with transaction.atomic():
+                return lock_now.get() == job
+        except DatabaseError:
+            return False
+
+    with transaction.atomic():
+        assert not backend.share(connection, Job.objects.filter(state="running"), job.pk)
+        assert in_thread(is_free)
+        assert backend.share(connection, Job.objects.filter(state="queued"), job.pk)
+        assert not in_thread(is_free)
+    assert in_thread(is_free)
+
+
+@servers
+@transactional
+def test_a_row_that_stays_locked_is_an_error_that_names_it(sync: Any, settings: Any) -> None:
+    settings.DISTLOCK = {**getattr(settings, "DISTLOCK", {}), "WAIT": 0.3}
+    enqueue_once(sync, (1,))
+    with other_session() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT * FROM distlock_job FOR UPDATE")
+        with pytest.raises(OperationalError, match=r"sync.*locked or written by others for 0\.3"):
+            with transaction.atomic():
+                enqueue_once(sync, (1,))
+        cursor.execute("ROLLBACK")
 
 
 @transactional

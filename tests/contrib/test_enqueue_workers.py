@@ -27,7 +27,7 @@ from tests.contrib.test_celery_workers import result_of, wait_for_start, wait_un
 from tests.machine import die_with_parent, free_port
 from tests.torture.conftest import LEVEL
 
-pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.vendor("postgresql")]
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.vendor("postgresql", "mysql")]
 
 PROCESSES, CALLS, BUSY_CALLS = (32, 10_000, 3_200) if LEVEL == "long" else (4, 400, 160)
 """Processes, calls while no worker is there, and calls while one is, which all compete."""
