@@ -41,8 +41,9 @@ from ..exceptions import AlreadyHeld, LockBusy
 from ..leases import Lease
 from ..locks import lock
 from ._deliveries import Delivery
-from ._enqueue import HEADER, MARK
+from ._enqueue import HEADER
 from ._functions import refuse
+from ._orders import MARK
 from ._skipped import skipped
 
 if TYPE_CHECKING:
