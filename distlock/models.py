@@ -20,7 +20,8 @@ class DistributedLock(models.Model):
     Never write it by hand and never point a foreign key at it: inserting one share-locks the row
     and makes a free lock busy. Every column has a default in the database, so that a release of
     this library that does not know a new column can still insert during a rolling deploy.
-    Durations are microseconds.
+    Durations are microseconds. `waits` counts the grants that somebody had to wait for; `lost_at`
+    is when a lease was last seen to have ended before its holder was done.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -39,7 +40,9 @@ class DistributedLock(models.Model):
     note = models.CharField(max_length=255, db_default="", blank=True)
 
     acquisitions = models.BigIntegerField(db_default=0)
+    waits = models.BigIntegerField(db_default=0)
     losses = models.BigIntegerField(db_default=0)
+    lost_at = UTCDateTimeField(null=True, blank=True)
     total_hold = models.BigIntegerField(db_default=0)
     longest_hold = models.BigIntegerField(db_default=0)
     total_wait = models.BigIntegerField(db_default=0)
