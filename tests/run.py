@@ -10,7 +10,7 @@ started (tests/servers.py) and stopped afterwards, unless the environment names 
 DISTLOCK_TEST_POSTGRESQL_URL, ..._MARIADB_URL, ..._PGBOUNCER_URL   use this server, not our own
 DISTLOCK_REQUIRE    databases that must not be missing: postgresql,mariadb,pgbouncer
 DISTLOCK_JOBS       3 runs three parts at a time, each on a server of its own, and shows their
-                    output when they are done; the tests of contrib are parts of their own
+                    output when they are done; a database's tests are a few parts
 DISTLOCK_AGAIN      how many failures of a part may be tried a second time, when nothing else runs
                     any more: the machine may have been busy. They are named at the end, and what
                     fails again is a failure
@@ -51,7 +51,15 @@ NAMES = ("sqlite", *SERVERS)
 LONGEST_FIRST = ("postgresql", "mariadb", "sqlite", "pgbouncer")
 RESULTS = ROOT / ".test-results"
 WHOLE: dict[str, list[str]] = {"": []}
-PARTS = {"": ["--ignore=tests/contrib"], "-contrib": ["tests/contrib"]}
+APART = {
+    "-contrib": ["tests/contrib"],
+    "-faults": [
+        f"tests/{path.name}"
+        for pattern in ("cuts", "interrupts", "isolation", "fenc")
+        for path in sorted((ROOT / "tests").glob(f"test_{pattern}*.py"))
+    ],
+}
+PARTS = {"": [f"--ignore={path}" for paths in APART.values() for path in paths], **APART}
 """What is run at the same time, by what is added to a database's name."""
 RUN_LIMIT = 3600.0  # seconds for one pytest; a single test has its own limit, in setup.cfg
 TORTURE_LIMIT = 6 * 3600.0
@@ -105,9 +113,9 @@ class Outcome:
         self.problems += other.problems
         self.unsteady += other.unsteady
 
-    def passed_again(self, report: Path) -> None:
-        """Count the failures of a report as passed, by name."""
-        names = failures(report)
+    def passed_again(self, report: Path, second: Path) -> None:
+        """Count as passed, by name, what failed in a report and did not in the second one."""
+        names = [name for name in failures(report) if name not in failures(second)]
         self.unsteady += names
         self.passed += len(names)
         self.failed -= len(names)
@@ -250,8 +258,8 @@ class Runner:
             args = ["--last-failed", f"--junitxml={second}", *each.args]
             with served(each.outcome.name, self.durable) as url:
                 environ = {**each.environ, "DISTLOCK_TEST_URL": url}
-                if self.pytest(f"{each.label}, what failed", args, environ) == 0:
-                    each.outcome.passed_again(each.report)
+                if self.pytest(f"{each.label}, what failed", args, environ) in (0, 1):
+                    each.outcome.passed_again(each.report, second)
 
     def pytest(self, label: str, args: list[str], environ: Mapping[str, str]) -> int:
         """Run pytest and return its exit status; 124 if it took too long."""

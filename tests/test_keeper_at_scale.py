@@ -64,10 +64,12 @@ class Fleet:
 
     def make_due(self) -> float:
         """Let all be due for renewal now; return the moment."""
-        for term in self.terms:
-            term.next_renewal = 0.0
+        rounds = keeper.rounds("default")
+        with rounds._mutex:  # else a round might begin with some of them
+            for term in self.terms:
+                term.next_renewal = 0.0
         now = clock()
-        keeper.rounds("default")._thread.wake()
+        rounds._thread.wake()
         return now
 
     def renewed(self, since: float) -> bool:
