@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from .models import Job
 
 BUCKET = "@%Y-%m-%dT%H:%M:%SZ"
-"""What `every` adds to a key."""
+LONGEST_BUCKET = 38
+"""Characters that `every` adds to a key at most: the moment, and the seconds of the span."""
 
 
 class Call:
@@ -96,7 +97,8 @@ class Call:
     def _bucket(self, span: int) -> str:
         connection = connections[self._alias]
         now = backend_for(connection).clock(connection)
-        return (EPOCH + (now - now % span) * MICROSECOND).strftime(BUCKET)
+        begins = EPOCH + (now - now % span) * MICROSECOND
+        return f"{begins.strftime(BUCKET)}/{span / 1_000_000:.15g}"
 
     # -- what runs under the lock; see Note [Receipts] -------------------------------------------
 

@@ -15,8 +15,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from asgiref.sync import sync_to_async
 
 from .arguments import DEFAULT, LONGEST_NAME, Default, Name, checked_key, checked_name, flag_of
-from .backends.base import EPOCH
-from .calls import BUCKET, Call
+from .calls import LONGEST_BUCKET, Call
 from .deadlines import Seconds, seconds
 from .decorators import Key, is_async, is_generator, name_of
 from .locks import Lock, lock
@@ -26,7 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LONGEST_KEY = LONGEST_NAME - len(PREFIX)
-LONGEST_BUCKETED = LONGEST_KEY - len(EPOCH.strftime(BUCKET))
+LONGEST_BUCKETED = LONGEST_KEY - LONGEST_BUCKET
 
 
 def once(

@@ -25,7 +25,7 @@ from ..places import place
 from ._canonical import canonical_name
 from ._deliveries import Delivery
 from ._functions import refuse
-from ._skipped import skipped
+from ._skipped import reason_of, skipped
 
 KeyName = str | Callable[[Mapping[str, Any]], str] | None
 OnBusy = str | Callable[[LockBusy], Any]
@@ -115,15 +115,15 @@ class SingleInstance:
         if run.done_at is not None:
             return run.duplicate(held.literal_name)
         holder = error.holder
-        too_soon = holder is not None and not holder.owner
+        reason = reason_of(holder)
         again = run.is_holder(holder) or self.on_busy == "retry"
-        if run.queued and (again or (self.on_busy == "skip" and run.must_run and not too_soon)):
+        if run.queued and (again or (self.on_busy == "skip" and run.must_run and reason == "busy")):
             run.again(error, _remaining(holder, held))
         if callable(self.on_busy):
             return self.on_busy(error)
         if self.on_busy != "skip":
             raise error
-        return skipped("too_soon" if too_soon else "busy", held.literal_name, holder)
+        return skipped(reason, held.literal_name, holder)
 
     def default_key(self, arguments: Mapping[str, Any]) -> str:
         """Return the task's name and its arguments, without the `self` of bind=True."""

@@ -77,16 +77,22 @@ def asker(request: Any, anonymous: str | Callable[[Any], str]) -> str:
     if getattr(user, "is_authenticated", False) and getattr(user, "pk", None) is not None:
         return f"user:{getattr(user, '_meta', user.__class__.__qualname__)}:{user.pk}"
     if callable(anonymous):
-        own: Any = anonymous(request)
-        if not isinstance(own, str | int):
-            # What an object looks like may be the same for two clients.
-            raise TypeError(f'anonymous must return a str, "" for nobody, not {own!r}.')
+        own = told_by(anonymous, request, "anonymous")
         return f"own:{own}" if own else ""
     session = getattr(request, "session", None)
     # Asked for its keys it is loaded, and a session that there is not has no key any more.
     if anonymous == "session" and session and session.keys() and session.session_key:
         return f"session:{_digest(session.session_key.encode())}"  # the key itself is a secret
     return ""
+
+
+def told_by(function: Callable[[Any], Any], request: Any, argument: str) -> str:
+    """Return what one of the user's callables says of a request."""
+    own = function(request)
+    if not isinstance(own, str | int):
+        # What an object looks like may be the same for two clients.
+        raise TypeError(f"{argument} must return a str, not {own!r}.")
+    return str(own or "")
 
 
 def fingerprint(request: Any) -> str:

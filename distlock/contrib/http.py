@@ -40,7 +40,7 @@ from ..decorators import is_async, name_of
 from ..exceptions import LockBusy
 from ..jobs import LONGEST_KEY, Once, once
 from ._canonical import fitting
-from ._requests import LONGEST_HEADER, asker, checked_view, fingerprint, key_in, request_in
+from ._requests import LONGEST_HEADER, asker, checked_view, fingerprint, key_in, request_in, told_by
 from ._responses import kept, problem, render, replayed
 
 Anonymous = Literal["refuse", "session"] | Callable[[Any], str]
@@ -62,6 +62,7 @@ def idempotent(
     keep: Seconds = 86400,
     atomic: bool = True,
     anonymous: Anonymous = "refuse",
+    tenant: Callable[[Any], str] | None = None,
     final: Callable[[Any], bool] = is_final,
     docs: str = "",
     ttl: Seconds | Default = DEFAULT,
@@ -79,6 +80,8 @@ def idempotent(
     anonymous: "refuse" those who are not logged in (403); "session" keeps their responses per
         session, and refuses who has none yet; or a callable that gets the request and returns who
         asks, for views with logins of their own: never "" (refused) or the same for two clients.
+    tenant: a callable that gets the request and returns whose users it is from, where the same
+        user id means different people and they share one table of jobs.
     final: whether to store a response; see Note [Final answers].
     docs: a link to your documentation, for the error responses.
     ttl, using: as in `once()`.
@@ -90,11 +93,13 @@ def idempotent(
         raise ValueError(f'anonymous must be "refuse", "session" or callable, not {anonymous!r}.')
     if not callable(final):
         raise TypeError(f"final must be a callable that gets the response, not {final!r}.")
-    for argument, given in (("anonymous", anonymous), ("final", final)):
+    if not (tenant is None or callable(tenant)):
+        raise TypeError(f"tenant must be a callable that gets the request, not {tenant!r}.")
+    for argument, given in (("anonymous", anonymous), ("tenant", tenant), ("final", final)):
         if is_async(given):
             raise TypeError(f"{argument} must be a plain function, also for an async view.")
     job = once("http", keep=keep, atomic=atomic, wait=0, ttl=ttl, using=using)
-    rule = _Rule(job, flag_of(required, "required") or False, anonymous, final, docs)
+    rule = _Rule(job, flag_of(required, "required") or False, anonymous, tenant, final, docs)
     return partial(_decorate, rule) if view is None else _decorate(rule, view)
 
 
@@ -105,6 +110,7 @@ class _Rule:
     job: Once
     required: bool
     anonymous: Anonymous
+    tenant: Callable[[Any], str] | None
     final: Callable[[Any], bool]
     docs: str
 
@@ -174,6 +180,8 @@ class _Exchange:
         if not (who := asker(self._request, self._rule.anonymous)):
             detail = "A key counts for a user or a session, and the request has none."
             raise self._refused(403, "Idempotency-Key cannot be kept", detail)
+        if self._rule.tenant is not None:
+            who = f"{quote(told_by(self._rule.tenant, self._request, 'tenant'))}/{who}"
         self._fingerprint = fingerprint(self._request)
         # Quoted: no key can look like somebody else's, or like the template of a key.
         name = f"http:{quote(who, safe=':')}:{quote(key)}"

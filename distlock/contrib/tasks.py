@@ -39,7 +39,7 @@ from ..exceptions import AlreadyHeld, LockBusy
 from ..locks import Lock, lock
 from ..receipts import PREFIX
 from ._canonical import canonical_name
-from ._skipped import skipped
+from ._skipped import reason_of, skipped
 
 OnBusy = str | Callable[[LockBusy], Any]
 MODES = ("skip", "wait", "raise")
@@ -146,7 +146,9 @@ def _busy(error: LockBusy | AlreadyHeld, held: Lock, on_busy: OnBusy) -> Any:
     mine = contexts.caller.get()
     if mine.endswith("]") and error.holder is not None and error.holder.thread == mine:
         raise error  # see Note [No retry]
-    return on_busy(error) if callable(on_busy) else skipped("busy", held.literal_name, error.holder)
+    if callable(on_busy):
+        return on_busy(error)
+    return skipped(reason_of(error.holder), held.literal_name, error.holder)
 
 
 class _Body:

@@ -290,6 +290,23 @@ def test_a_login_of_ones_own_is_a_text() -> None:
         view(request)
 
 
+def test_a_user_of_another_tenant_is_another(ada: User) -> None:
+    def ask(tenant: Any) -> Any:
+        request = RequestFactory().post("/pay", headers={"Idempotency-Key": "k"})
+        request.user = ada
+        return idempotent(view, tenant=lambda request: tenant)(request)
+
+    def view(request: Any) -> HttpResponse:
+        return HttpResponse(str(views.work()))
+
+    answers = [ask("a"), ask("b"), ask("a"), ask(""), ask("own:a")]
+    assert [replays(answer) for answer in answers] == [False, False, True, False, False]
+    with pytest.raises(TypeError, match="tenant must return a str, not None"):
+        ask(None)
+    with pytest.raises(TypeError, match="tenant must be a callable"):
+        idempotent(tenant="a")
+
+
 def test_who_has_no_key_or_is_no_user_model() -> None:
     """Two of them must not be taken for one."""
 

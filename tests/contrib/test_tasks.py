@@ -203,6 +203,12 @@ def test_a_task_delivered_twice_is_not_skipped_by_itself() -> None:
     assert [is_skip(value, "busy", "k") for value in seen] == [True, True]
 
 
+def test_what_min_hold_keeps_is_too_soon() -> None:
+    run = single_instance("kept", min_hold=60)(lambda: "done")
+    assert run() == "done"
+    assert is_skip(run(), "too_soon", "kept")
+
+
 def test_at_once_and_inside_itself() -> None:
     assert own_tasks.nests.enqueue(False).return_value is None
     assert is_skip(own_tasks.nests_in_itself.enqueue().return_value, "busy", "nests")
