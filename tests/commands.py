@@ -27,6 +27,7 @@ def environ() -> dict[str, str]:
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "tests.contrib.settings",
         "PYTHONPATH": str(ROOT),
+        "PYTHONFAULTHANDLER": "1",  # what hangs says where
         **{f"DISTLOCK_WORKER_DATABASE_{alias}": name for alias, name in names.items()},
     }
 
@@ -57,7 +58,12 @@ def manage(*arguments: str, prepare: Any = None, **how: Any) -> Iterator[subproc
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Wait for the end: the status, and what was said on both streams."""
-    out, err = process.communicate(timeout=LIMIT)
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        out, err = process.communicate(timeout=LIMIT)
+        raise AssertionError(f"It goes on after {LIMIT} s. {out}\n{err}") from None
     return process.returncode, out, err
 
 
