@@ -356,7 +356,9 @@ def test_a_mistake_is_told_at_once_and_does_not_block_the_loop() -> None:
     run(main)
 
 
-@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # Django's
+# Django's: by psycopg, and by sqlite3 from Python 3.13 on.
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 def test_a_task_that_outlives_its_request() -> None:
     """Django gives each request a thread for synchronous code, and takes it away at the end."""
 

@@ -5,78 +5,45 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
-import subprocess
-import tempfile
-import time
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import amqp
 
-from tests.databases import Unavailable
-from tests.machine import (
-    die_with_parent,
-    directories,
-    first,
-    free_port,
-    shown,
-    temp_root,
-    unprivileged,
-)
+from tests.contrib.private_broker import PrivateBroker, found
+from tests.machine import free_port
 
-START_LIMIT = 60.0
-STOP_LIMIT = 20.0
+# Not Debian's rabbitmq-server in /usr/sbin, which goes to the folders of the service.
+PLACES = ("/usr/lib/rabbitmq/bin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
 
-class RabbitMQ:
+class RabbitMQ(PrivateBroker):
     """One node on free ports of 127.0.0.1, with a port mapper (epmd) of its own."""
 
+    start_limit = 60.0
+    users = ("rabbitmq",)
+
     def __init__(self) -> None:
-        # Not Debian's rabbitmq-server in /usr/sbin, which goes to the folders of the service.
-        places = directories("/usr/lib/rabbitmq/bin", "/usr/local/sbin", "/opt/homebrew/sbin")
-        self.binary = self._found(places, "rabbitmq-server")
-        self.mapper_binary = self._found(places, "epmd")
-        self.unprivileged = unprivileged(("rabbitmq",))
+        super().__init__()
+        self.binary = found(PLACES, "rabbitmq-server")
+        self.mapper_binary = found(PLACES, "epmd")
         self.name = f"distlock-{secrets.token_hex(4)}@localhost"
-        self.url = ""
-        self.processes: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> RabbitMQ:
-        self.home = Path(tempfile.mkdtemp(prefix="distlock-rabbitmq-", dir=temp_root())).resolve()
-        if self.unprivileged:
-            os.chown(self.home, self.unprivileged["user"], self.unprivileged["group"])
-        try:
-            self._start()
-        except BaseException:
-            self._stop()
-            raise
-        return self
+    def launch(self) -> None:
+        port, mapper, distribution = free_port(), free_port(), free_port()
+        self.url = f"amqp://guest:guest@127.0.0.1:{port}//"
+        self.port = port
+        environment = self._environment(port, mapper, distribution)
+        self.run([str(self.mapper_binary), "-port", str(mapper)], environment)
+        self.run([str(self.binary)], environment)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stop()
-
-    def _start(self) -> None:
-        deadline = time.monotonic() + START_LIMIT
-        while time.monotonic() < deadline:
-            port, mapper, distribution = free_port(), free_port(), free_port()
-            self.url = f"amqp://guest:guest@127.0.0.1:{port}//"
-            environment = self._environment(port, mapper, distribution)
-            self._run(environment, str(self.mapper_binary), "-port", str(mapper))
-            self._run(environment, str(self.binary))
-            while time.monotonic() < deadline and self.processes[-1].poll() is None:
-                if self._is_ours(port):
-                    return
-                time.sleep(0.1)
-            self._end()
-        log = (self.home / "log").read_text(errors="replace")
-        raise Unavailable(f"{self.binary} does not start: {log[-500:]}")
+    def is_ours(self) -> bool:
+        at = f"127.0.0.1:{self.port}"
+        with contextlib.suppress(OSError, amqp.AMQPError):
+            with amqp.Connection(at, connect_timeout=2, read_timeout=5) as opened:
+                properties: dict[str, Any] = opened.server_properties
+                cluster: str = properties["cluster_name"]  # with the name of the host
+                return cluster.partition("@")[0] == self.name.partition("@")[0]
+        return False
 
     def _environment(self, port: int, mapper: int, distribution: int) -> dict[str, str]:
         return {
@@ -103,49 +70,3 @@ class RabbitMQ:
                 "+S 1 -kernel inet_dist_use_interface {127,0,0,1}"
             ),
         }
-
-    def _run(self, environment: dict[str, str], *command: str) -> None:
-        with open(self.home / "log", "ab") as log:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-                **self.unprivileged,
-            )
-        self.processes.append(process)
-
-    def _is_ours(self, port: int) -> bool:
-        with contextlib.suppress(OSError, amqp.AMQPError):
-            with amqp.Connection(f"127.0.0.1:{port}", connect_timeout=2, read_timeout=5) as opened:
-                properties: dict[str, Any] = opened.server_properties
-                cluster: str = properties["cluster_name"]  # with the name of the host
-                return cluster.partition("@")[0] == self.name.partition("@")[0]
-        return False
-
-    def _stop(self) -> None:
-        try:
-            self._end()
-        finally:
-            shutil.rmtree(self.home, ignore_errors=True)
-
-    def _end(self) -> None:
-        while self.processes:
-            process = self.processes.pop()  # the node before its mapper
-            process.terminate()
-            try:
-                process.wait(STOP_LIMIT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(STOP_LIMIT)
-
-    @staticmethod
-    def _found(places: list[Path], name: str) -> Path:
-        found = first(places, name)
-        if found is None:
-            raise Unavailable(f"no {name} found (looked in {shown(places)})")
-        return found

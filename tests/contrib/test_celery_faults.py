@@ -60,6 +60,7 @@ def test_a_killed_run_is_done_again_by_its_own_id(broker: Broker) -> None:
     first, _, second, _ = noted()
     assert second["at"] - first["at"] > 1.5  # not before its own lease has ended
     assert tasks.starts() == 2
+    wait_until(lambda: answers(sent.id))
     assert answers(sent.id) == ["done"]
 
 
@@ -185,6 +186,7 @@ def test_a_twin_of_a_visibility_timeout_does_not_run(broker: Broker) -> None:
     assert set(answers(sent.id)) == {"done"}
     assert tasks.starts() == 1
     broker.wait_until_quiet()
+    wait_until(lambda: answers(following.id))
     assert answers(following.id) == ["done"]  # it was not published again
 
 
