@@ -23,7 +23,7 @@ LAYERS = {
     "engine": "keeper waiting lookout queues ears errands background connections contexts limits "
     "terms",
     "store": "backends fields models migrations receipts",
-    "ground": "findings events signals conf exceptions deadlines",
+    "ground": "findings events signals groups conf exceptions deadlines",
 }
 ORDER = list(LAYERS)
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -171,8 +171,13 @@ def test_the_package_defines_nothing_itself() -> None:
 
 def test_the_signals_are_public_in_their_module() -> None:
     assert set(distlock.signals.__all__) == {
+        "job_done",
+        "job_duplicate",
+        "leases_renewed",
         "lock_acquired",
         "lock_busy",
+        "lock_dropped",
+        "lock_failed",
         "lock_lost",
         "lock_released",
     }
