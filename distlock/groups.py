@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 
 from django.utils.module_loading import import_string
 
@@ -31,7 +30,7 @@ HEXADECIMAL = re.compile(r"[0-9a-f]+", re.IGNORECASE)
 GAP = re.compile(r"([\W_])[\W_]+")
 
 _known: set[str] = set()
-_mutex = threading.Lock()
+_complained: set[str] = set()
 
 
 def group_of(name: str) -> str:
@@ -42,11 +41,9 @@ def group_of(name: str) -> str:
     group = _given(name)[:LONGEST] or OTHER
     if group in _known or group == OTHER:
         return group
-    with _mutex:
-        if len(_known) < MOST:
-            _known.add(group)
-        if group in _known:
-            return group
+    if len(_known) < MOST:  # no mutex, which a fork might keep: a few too many do no harm
+        _known.add(group)
+        return group
     _complain("too_many_groups group=%r: it, and each new one, is counted as 'other'", group)
     return OTHER
 
@@ -84,13 +81,8 @@ def _given(name: str) -> str:
     return OTHER
 
 
-_complained: set[str] = set()
-
-
 def _complain(text: str, group: str | None, *, exc_info: bool = False) -> None:
     """Log that, once."""
-    with _mutex:
-        if text in _complained:
-            return
+    if text not in _complained:
         _complained.add(text)
-    log(logging.WARNING, text, group=group, exc_info=exc_info)
+        log(logging.WARNING, text, group=group, exc_info=exc_info)

@@ -16,8 +16,8 @@
     job_duplicate(name, finished_at)     a call of it found it done, and ran nothing
 
 Each `lock_acquired` is followed by one of `lock_released`, `lock_lost` and `lock_dropped`, unless
-the process ends before. A receiver that raises is logged by Django and changes nothing. What is told
-of a lease after its grant may come from a thread of the library. `lock_failed` may come in the
+the process ends before. A receiver that raises is logged by Django and changes nothing. What is
+told of a lease after its grant may come from a thread of the library. `lock_failed` may come in the
 thread of an event loop: its receivers must not use the database.
 """
 

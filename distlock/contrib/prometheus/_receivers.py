@@ -25,6 +25,7 @@ UID = "distlock.prometheus"
 
 _held: defaultdict[str, WeakSet[Term]] = defaultdict(WeakSet)
 """By group; see Note [Leases held]."""
+_begun: set[tuple[str, str]] = set()
 _mutex = threading.Lock()
 
 
@@ -42,14 +43,13 @@ def install() -> None:
 
 
 def _acquired(sender: object, *, lease: Any, took: float, **kwargs: object) -> None:
-    group = group_of(lease.name)
+    group, term = group_of(lease.name), lease._term
+    _begin_at_zero(group, term.alias)
     metrics.attempts.labels(group).inc()
     metrics.grants.labels(group).inc()
     metrics.wait_seconds.labels(group, "granted").observe(took)
     with _mutex:
-        if group not in _held:
-            metrics.held.labels(group).set_function(partial(_count, group))
-        _held[group].add(lease._term)
+        _held[group].add(term)
     metrics.held.labels(group).inc()
 
 
@@ -98,6 +98,18 @@ def _job_duplicate(sender: object, *, name: str, **kwargs: object) -> None:
     metrics.jobs.labels(group_of(name), "duplicate").inc()
 
 
+def _begin_at_zero(group: str, alias: str) -> None:
+    """Show what has not happened yet: Prometheus takes no notice of a count that begins at one."""
+    if (group, alias) in _begun:
+        return
+    _begun.add((group, alias))
+    for metric in (metrics.busy, metrics.failures, metrics.losses, metrics.drops):
+        metric.labels(group)
+    metrics.held.labels(group).set_function(partial(_count, group))
+    metrics.renewals.labels(alias)
+    metrics.renewal_failures.labels(alias)
+
+
 # -- see Note [Leases held] ----------------------------------------------------------------------
 
 
@@ -117,6 +129,7 @@ def _count(group: str) -> float:
 def _forget() -> None:
     global _mutex
     _mutex = threading.Lock()
+    _begun.clear()  # a child of many processes has a file of its own
     for terms in list(_held.values()):
         terms.clear()
 
