@@ -56,7 +56,7 @@ def default_group(name: str) -> str:
         kind += f"{head}:"
         head, _, rest = rest.partition(":")
     words = WORD.sub(_word, UUID.sub("", head))
-    return kind + GAP.sub(r"\1", words).strip(" -_.,:;@/#+|")
+    return (kind + GAP.sub(r"\1", words)).strip(" -_.,:;@/#+|")
 
 
 def _word(match: re.Match[str]) -> str:
