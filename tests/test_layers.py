@@ -184,8 +184,9 @@ def test_the_signals_are_public_in_their_module() -> None:
 
 
 WITHOUT_EXTRAS = """
+MONITORS = ("prometheus_client", "opentelemetry")
 import sys
-for absent in ("celery", "psycopg", "psycopg2", "MySQLdb", "sqlalchemy"):
+for absent in ("celery", "psycopg", "psycopg2", "MySQLdb", "sqlalchemy", *MONITORS):
     sys.modules[absent] = None
 import django
 from django.conf import settings

@@ -23,7 +23,7 @@ from distlock import LockBusy, LockLost, lock, signals
 from distlock.contrib import opentelemetry
 from distlock.contrib.opentelemetry import _receivers
 from distlock.places import Place
-from tests.support import eventually, in_thread, steal
+from tests.support import eventually, in_thread, run_async, steal
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -128,7 +128,7 @@ def test_each_task_has_its_own_parent(spans: Spans) -> None:
     async def tasks() -> list[int]:
         return list(await asyncio.gather(*map(task, range(4))))
 
-    parents = in_thread(lambda: asyncio.run(tasks()))
+    parents = in_thread(lambda: run_async(tasks))
     for n, expected in enumerate(parents):
         assert [parent(span) for span in spans.of(f"task:{n}")] == [expected, expected]
     shared = spans.of("of all tasks")
@@ -197,7 +197,7 @@ def test_what_breaks_off_is_an_error(spans: Spans, monkeypatch: pytest.MonkeyPat
             await task
 
     with lock("broken:1"):
-        in_thread(lambda: asyncio.run(cancelled()))
+        in_thread(lambda: run_async(cancelled))
     monkeypatch.setattr(Place, "grant", gone)
     with pytest.raises(OperationalError):
         lock("broken:1").acquire()
