@@ -88,6 +88,7 @@ def test_a_wait_and_a_hold_are_children_of_the_callers_span(spans: Spans) -> Non
     assert wait.end_time == hold.start_time
     assert 0 < seconds(wait) < 30
     assert 0.1 <= seconds(hold) < 30
+    assert not held_for("paid:1")
 
 
 def test_a_wait_is_as_long_as_it_was(spans: Spans) -> None:
