@@ -6,6 +6,7 @@ to a task for what is synchronous (`errands.py`). Only the waiting in between is
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -57,7 +58,11 @@ class Acquisition:
     )
     def run(self) -> Lease | None:
         """Return a lease, or `None` if the lock is busy at the deadline. Sleeps in this thread."""
-        return self._nested() or self._adopted() or self._lease(self._try_and_wait)
+        try:
+            return self._nested() or self._adopted() or self._lease(self._try_and_wait)
+        except Exception as error:
+            self._tell_failed(error)
+            raise
 
     async def arun(self) -> Lease | None:
         """Return a lease, or `None` if the lock is busy at the deadline.
@@ -73,6 +78,9 @@ class Acquisition:
                 lease = await waiting.await_for(self._try_in_thread, self._deadline, self._line)
             if lease is None and self._turn:
                 await Errand(self._turn.leave).run()
+        except (Exception, asyncio.CancelledError) as error:
+            self._tell_failed(error)
+            raise
         finally:
             if self._turn:
                 self._turn.abandon()
@@ -164,8 +172,20 @@ class Acquisition:
         except BaseException:
             lease.abandon()
             raise
-        signals.lock_acquired.send_robust(sender=type(self._lock), lease=lease, waited=waited)
+        signals.lock_acquired.send_robust(
+            sender=type(self._lock), lease=lease, waited=waited, took=self._deadline.passed
+        )
         return lease
+
+    def _tell_failed(self, error: BaseException) -> None:
+        """Tell of an acquire without an answer; what is wrong use is told by its error alone."""
+        if not isinstance(error, LockError | SynchronousOnlyOperation):
+            signals.lock_failed.send_robust(
+                sender=type(self._lock),
+                name=self._claim.name,
+                error=error,
+                waited=self._deadline.passed,
+            )
 
     def _break_off(self, error: BaseException) -> None:
         """Let the keeper free what an acquire that broke off may have been granted."""
@@ -195,6 +215,7 @@ class Acquisition:
             min_hold=lock.min_hold,
             max_hold=lock.max_hold,
             on_lost=_tell_lost,
+            on_dropped=_tell_dropped,
         )
 
     # -- what needs no statement -----------------------------------------------------------------
@@ -240,3 +261,8 @@ def _give_back(lease: Lease | None) -> None:
 def _tell_lost(term: Term, reason: str) -> None:
     lease = Lease(term, contexts.Context(), shares=False)
     soon(lambda: signals.lock_lost.send_robust(sender=Lease, lease=lease, reason=reason))
+
+
+def _tell_dropped(term: Term) -> None:
+    lease = Lease(term, contexts.Context(), shares=False)
+    signals.lock_dropped.send_robust(sender=Lease, lease=lease, held=term.held_for)

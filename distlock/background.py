@@ -23,7 +23,7 @@ from weakref import WeakSet
 
 from django.db import connections
 
-logger = logging.getLogger("distlock")
+from .events import log
 
 RETRY = 1.0
 """Seconds until a step that raised is tried again."""
@@ -74,9 +74,8 @@ class Background:
             try:
                 thread.start()
             except RuntimeError:  # no more threads, or the interpreter is ending
-                logger.exception(
-                    "the %s thread cannot start: leases end after their ttl", self._name
-                )
+                text = "thread_not_started: the %s thread cannot start: leases end after their ttl"
+                log(logging.ERROR, text, thread_name=self._name, exc_info=True)
                 return
             self._thread = thread
             _threads.add(self)
@@ -105,7 +104,8 @@ class Background:
             try:
                 delay = self._step()
             except Exception:
-                logger.exception("the %s thread goes on after an error", self._name)
+                text = "thread_failed: the %s thread goes on after an error"
+                log(logging.ERROR, text, thread_name=self._name, exc_info=True)
                 delay = RETRY
             self._wake.wait(delay)
 
@@ -150,4 +150,4 @@ def soon(function: Callable[[], object]) -> None:
     try:
         threading.Thread(target=run, name="distlock-signal", daemon=True).start()
     except RuntimeError:
-        logger.exception("a signal could not be sent")
+        log(logging.ERROR, "signal_not_sent: there are no more threads", exc_info=True)

@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections, transaction
 from django.utils.asyncio import async_unsafe
 
-from . import receipts
+from . import receipts, signals
 from .arguments import LONGEST_NAME
 from .backends import backend_for
 from .backends.base import EPOCH, MICROSECOND
 from .connections import in_transaction
+from .deadlines import clock
 from .errands import Errand
 from .exceptions import JobDuplicate
 from .fields import json_of
@@ -57,6 +58,7 @@ class Call:
         self._body = body
         self._alias = once.lock.alias
         self._task = _task_of(function)
+        self._started = clock()
 
     @async_unsafe("A coroutine must await arun(): this would block the event loop.")
     def run(self) -> Any:
@@ -67,7 +69,10 @@ class Call:
             with self._lock(atomic=self._once.atomic and not joins) as lease:
                 found = self._find()
                 if found is None:
-                    return self._work(lease, joins)
+                    result = self._work(lease, joins)
+        if found is None:
+            self._tell_done()
+            return result
         return self._answer(found)
 
     async def arun(self) -> Any:
@@ -79,8 +84,10 @@ class Call:
                 if found is None:
                     result = await self._body()
                     await Errand(partial(self._finish, lease, result)).run()
-                    return result
-        return self._answer(found)
+        if found is None:
+            await Errand(self._tell_done).run()
+            return result
+        return await Errand(partial(self._answer, found)).run()
 
     def _lock(self, *, atomic: bool) -> Lock:
         named = self._once.lock.named(PREFIX + self._key)
@@ -142,7 +149,13 @@ class Call:
                 "can express, or nothing; there is no receipt, and the job will run again."
             ) from error
 
+    def _tell_done(self) -> None:
+        name, took = PREFIX + self._key, clock() - self._started
+        signals.job_done.send_robust(sender=Call, name=name, took=took)
+
     def _answer(self, found: Job) -> Any:
+        name = PREFIX + self._key
+        signals.job_duplicate.send_robust(sender=Call, name=name, finished_at=found.finished_at)
         if self._once.on_duplicate != "raise":
             return found.result if self._once.on_duplicate == "return" else None
         raise JobDuplicate(

@@ -7,7 +7,7 @@ raises `ImproperlyConfigured` with the same words.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
 
 from .deadlines import Seconds, seconds
 
@@ -31,6 +32,9 @@ class Settings:
     RENEW: bool = True
     CRASH_SAFE: bool = True
     PURGE_AFTER: Seconds = 30 * 24 * 3600
+    GROUP: Callable[[str], str] | str | None = None
+    """What metrics and spans count a name in, or the dotted path of it; see `groups.py`."""
+    TRACE_NAMES: bool = True
 
 
 def settings() -> Settings:
@@ -61,7 +65,9 @@ def _fault(key: str, value: Any) -> str | None:
         if not isinstance(value, str):
             return f"must be a database alias, not {value!r}."
         return None if value in django_settings.DATABASES else f"{value!r} is not in DATABASES."
-    if key in ("RENEW", "CRASH_SAFE"):
+    if key == "GROUP":
+        return _fault_of_group(value)
+    if key in ("RENEW", "CRASH_SAFE", "TRACE_NAMES"):
         return None if isinstance(value, bool) else f"must be True or False, not {value!r}."
     if key == "WAIT" and value is None:
         return None
@@ -70,6 +76,16 @@ def _fault(key: str, value: Any) -> str | None:
     except (TypeError, ValueError) as error:
         return str(error)
     return None
+
+
+def _fault_of_group(value: Any) -> str | None:
+    try:
+        found = import_string(value) if isinstance(value, str) else value
+    except Exception as error:  # whatever a module of the project's raises
+        return f"cannot be imported from {value!r}: {error}"
+    if value is None or callable(found):
+        return None
+    return f"must be a function of a lock's name, or the dotted path of one, not {value!r}."
 
 
 @lru_cache(maxsize=1)

@@ -38,10 +38,9 @@ from .backends.base import Trace
 from .background import soon
 from .connections import is_broken
 from .deadlines import Limit
+from .events import log
 from .exceptions import CommitOutcomeUnknown
 from .transactions import Outcome, Transaction
-
-logger = logging.getLogger("distlock")
 
 PATIENCE = 10.0
 """Seconds to wait until the server has ended a transaction whose COMMIT was cut off."""
@@ -128,7 +127,7 @@ class Hooks:
         finally:  # a second interrupt must not keep the locks for ever
             transaction.conclude(outcome)
         if outcome is Outcome.UNKNOWN:
-            logger.error("commit_outcome_unknown alias=%r", connection.alias)
+            log(logging.ERROR, "commit_outcome_unknown alias=%r", alias=connection.alias)
             if isinstance(error, Error):
                 raise CommitOutcomeUnknown(
                     "The connection broke during COMMIT, and nothing is left that tells whether "
@@ -149,7 +148,8 @@ class Hooks:
             connection.connect()
             connection.set_autocommit(False)
         except Error:
-            logger.exception("the connection was lost after COMMIT, and there is no other")
+            text = "commit_not_reopened alias=%r: the connection was lost, and there is no other"
+            log(logging.ERROR, text, alias=connection.alias, exc_info=True)
             return Outcome.UNKNOWN
         connection.run_on_commit = callbacks
         connection.run_commit_hooks_on_set_autocommit_on = True
@@ -296,7 +296,7 @@ def outcome_of(transaction: Transaction) -> Outcome:
         try:
             found = transaction.trace()
         except Error as error:
-            logger.info("commit_outcome_asked: %s", error)
+            log(logging.INFO, "commit_outcome_asked: %s", error=error)
             found = Trace.PINNED
         if found is not Trace.PINNED:
             return OUTCOMES.get(found, Outcome.UNKNOWN)

@@ -10,7 +10,7 @@ A release whose transaction broke off is finished here too: compare-and-set, aga
 the server still has the row pinned, never past a session whose COMMIT may be on the wire, and
 never while a renewal is due.
 
-The keeper sends no signal and calls nothing of the user's.
+The keeper sends no signal and calls nothing of the user's: what there is to tell is told by `soon`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from django.db import Error, connections
 
+from . import signals
 from .backends import backend_for
 from .backends.base import Unlock
-from .background import Background, after_fork
+from .background import Background, after_fork, soon
 from .connections import LIMIT, private
 from .deadlines import clock
+from .events import log
 from .terms import State, Term
-
-logger = logging.getLogger("distlock")
 
 Done = Callable[[Unlock], None]
 
@@ -93,6 +94,7 @@ class Rounds:
 
     def __init__(self, alias: str) -> None:
         self._mutex = threading.Lock()
+        self._alias = alias
         self._private = private(alias)
         self._terms: set[Term] = set()
         self._broken: dict[Term, Done] = {}
@@ -150,8 +152,12 @@ class Rounds:
 
     def _kept(self) -> list[Term]:
         with self._mutex:
+            dropped = [term for term in self._terms if term.abandoned]
             self._terms = {term for term in self._terms if not (term.over or term.abandoned)}
-            return list(self._terms)
+            kept = list(self._terms)
+        if dropped:
+            soon(partial(_drop, dropped))
+        return kept
 
     def _due(self, terms: list[Term]) -> list[Term]:
         """Return what to renew: a lease that is due takes along those that soon are."""
@@ -169,11 +175,13 @@ class Rounds:
             with self._private.use(limit, keeper=True) as connection:
                 renewed = backend_for(connection).renew(connection, terms)
         except Error as error:
-            alias = terms[0].alias
-            logger.warning("lock_renewal_failed alias=%r leases=%d: %s", alias, len(terms), error)
+            text = "lock_renewal_failed alias=%r leases=%d: %s"
+            log(logging.WARNING, text, alias=self._alias, leases=len(terms), error=error)
+            self._tell(failed=len(terms))
             for term in terms:
                 term.unknown()
             return False
+        confirmed = 0
         for term in terms:
             if term.owner not in renewed:
                 if term.state is State.HELD and not term.pins:  # else it is being released
@@ -182,7 +190,14 @@ class Rounds:
                 term.unknown()
             else:
                 term.confirm(requested, expires)
+                confirmed += 1
+        self._tell(renewed=confirmed)
         return True
+
+    def _tell(self, renewed: int = 0, failed: int = 0) -> None:
+        if signals.leases_renewed.receivers:
+            told = {"alias": self._alias, "renewed": renewed, "failed": failed}
+            soon(partial(signals.leases_renewed.send_robust, sender=Rounds, **told))
 
     def _finish_until(self, due: float, limit: float) -> None:
         """Try once to free each row, until a renewal is due or one try has had no answer.
@@ -200,7 +215,8 @@ class Rounds:
                     with self._private.use(limit, keeper=True) as connection:
                         found = backend_for(connection).free(connection, term)
                 except Error as error:
-                    logger.info("lock_release_delayed name=%r: %s", term.name, error)
+                    text = "lock_release_delayed name=%r: %s"
+                    log(logging.INFO, text, lock=term.name, error=error)
                     with self._mutex:
                         self._broken[term] = self._broken.pop(term)
                     return
@@ -215,6 +231,11 @@ class Rounds:
             again = now + AGAIN if self._broken else math.inf
             self._planned = min([now + IDLE, again, *map(_next, self._terms)])
         return max(0.0, self._planned - now)
+
+
+def _drop(terms: list[Term]) -> None:
+    for term in terms:
+        term.drop()
 
 
 def _next(term: Term) -> float:

@@ -22,6 +22,7 @@ from .connections import in_transaction
 from .contexts import Context
 from .deadlines import Seconds, clock, seconds
 from .errands import Errand
+from .events import log
 from .exceptions import LockError, LockLost
 from .keeper import keeper
 from .places import Place, place, warn_about_others
@@ -31,8 +32,6 @@ from .transactions import lost_error
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from typing_extensions import Self
-
-logger = logging.getLogger("distlock")
 
 PATIENCE = 1.0
 """Seconds that the thread of a task's synchronous code may take to begin a release."""
@@ -118,7 +117,11 @@ class Lease:
         requested = clock()
         where = place(term.alias)
         renew = where.backend.renew
-        renewed = where.run(lambda connection: renew(connection, [term], microseconds))
+        try:
+            renewed = where.run(lambda connection: renew(connection, [term], microseconds))
+        except Error:
+            _tell_renewed(term, failed=1)
+            raise
         if term.owner not in renewed:
             term.lose("it had expired, or its row has another owner")
             raise self._loss()
@@ -129,6 +132,7 @@ class Lease:
                 "locked. It still is yours; try again when that has ended.",
                 name=self.name,
             )
+        _tell_renewed(term, renewed=1)
         if where.own and where.transaction is not None:
             where.transaction.renew(term, requested, expires, span)
             return
@@ -246,7 +250,7 @@ class Lease:
         except LockLost:
             pass  # told by the signal; the exception on its way out goes first
         except Exception:
-            logger.warning("lock_release_failed name=%r", self.name, exc_info=True)
+            log(logging.WARNING, "lock_release_failed name=%r", lock=self.name, exc_info=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -335,7 +339,7 @@ class Lease:
         except Error:
             if where.own or lost or backend.in_memory(where.connection):
                 raise
-            logger.warning("lock_release_delayed name=%r", term.name, exc_info=True)
+            log(logging.WARNING, "lock_release_delayed name=%r", lock=term.name, exc_info=True)
             self._leave_to_keeper()
             return
         # Sent twice: the first answer was lost, and if that release took effect, the row may have
@@ -380,3 +384,9 @@ class Lease:
 def _is_cut_off(where: Place) -> bool:
     """Whether the connection was closed amid a transaction whose block has not ended yet."""
     return where.connection.closed_in_transaction and where.connection.in_atomic_block
+
+
+def _tell_renewed(term: Term, renewed: int = 0, failed: int = 0) -> None:
+    signals.leases_renewed.send_robust(
+        sender=Lease, alias=term.alias, renewed=renewed, failed=failed
+    )

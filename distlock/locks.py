@@ -132,7 +132,11 @@ class Lock:
     def try_acquire(self) -> Lease | None:
         """Return a lease if the lock is free now, else `None`. The caller must release it."""
         self.refuse_atomic("try_acquire()")
-        return Acquisition(self, Deadline(0)).run()
+        deadline = Deadline(0)
+        lease = Acquisition(self, deadline).run()
+        if lease is None:
+            self._tell_busy(deadline.passed)
+        return lease
 
     def holder(self) -> Holder | None:
         """Return who holds the lock now, or `None`."""
@@ -152,7 +156,11 @@ class Lock:
     async def atry_acquire(self) -> Lease | None:
         """Return a lease if the lock is free now, else `None`; see `try_acquire`."""
         self.refuse_atomic("atry_acquire()")
-        return await Acquisition(self, Deadline(0)).arun()
+        deadline = Deadline(0)
+        lease = await Acquisition(self, deadline).arun()
+        if lease is None:
+            await sync_to_async(self._tell_busy)(deadline.passed)
+        return lease
 
     async def aholder(self) -> Holder | None:
         """Return who holds the lock now, or `None`."""
@@ -226,11 +234,15 @@ class Lock:
     def _deadline(self, wait: float | Default | None) -> Deadline:
         return Deadline(self._waits() if isinstance(wait, Default) else wait)
 
+    def _tell_busy(self, waited: float, holder: Holder | None = None) -> None:
+        name = self.literal_name
+        signals.lock_busy.send_robust(sender=Lock, name=name, holder=holder, waited=waited)
+
     def _give_up(self, deadline: Deadline) -> NoReturn:
         """Raise `LockBusy`, with who holds the lock."""
         holder, waited = self.holder(), deadline.passed
         name = self.literal_name
-        signals.lock_busy.send_robust(sender=Lock, name=name, holder=holder, waited=waited)
+        self._tell_busy(waited, holder)
         who = f"it is held by {holder}" if holder else "its row was in use until the last moment"
         raise LockBusy(
             f"The lock {name!r} was not free within {waited:.3g} s: {who}.",

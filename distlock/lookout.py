@@ -27,9 +27,8 @@ from .background import Background, after_fork
 from .connections import LIMIT, private
 from .deadlines import clock, jitter
 from .ears import Ears
+from .events import log
 from .queues import FIRST, LONGEST, PATIENCE, Name, Queue, Waiter
-
-logger = logging.getLogger("distlock")
 
 DEAF = 10.0
 """Seconds until one tries to listen again."""
@@ -168,12 +167,13 @@ class Lookout:
         except Error as error:
             reason = str(error)
         if reason and not self._deaf:
-            logger.warning(
+            log(
+                logging.WARNING,
                 "lock_waiting_polls alias=%r: cannot listen for releases, so those who wait look "
                 "every %s s: %s",
-                self._alias,
-                LONGEST,
-                reason,
+                alias=self._alias,
+                every=LONGEST,
+                reason=reason,
             )
         self._deaf = bool(reason)
         if self._ears.open:
@@ -196,7 +196,8 @@ class Lookout:
                     queue.wake()
 
     def _stop_listening(self, reason: object) -> None:
-        logger.info("lock_listener_lost alias=%r: %s", self._alias, reason)
+        text = "lock_listener_lost alias=%r: %s"
+        log(logging.INFO, text, alias=self._alias, reason=reason)
         self._ears.close()
         self._listen_at = clock()
         self._look_at_all()
@@ -230,7 +231,7 @@ class Lookout:
                     connection, [queue.key for queue in queues], mark=self._ears.open
                 )
         except Error as error:
-            logger.info("lock_look_failed alias=%r: %s", self._alias, error)
+            log(logging.INFO, "lock_look_failed alias=%r: %s", alias=self._alias, error=error)
             self._fails_since = min(self._fails_since, clock())
             with self._mutex:
                 for queue in queues:

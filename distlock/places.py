@@ -34,14 +34,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from .backends import backend_for
 from .backends.base import TABLE, Backend, Claim, Grant
 from .connections import LIMIT, in_testcase, in_transaction, is_broken, on_private, private
+from .events import log
 from .exceptions import LockError
 from .hooks import transaction_of
 from .terms import Term
 from .transactions import Transaction
 
 T = TypeVar("T")
-
-logger = logging.getLogger("distlock")
 
 instead: Backend | None = None
 """What is asked instead of any database while a test has locks disabled (`testing/disabled.py`)."""
@@ -114,7 +113,8 @@ class Place:
                 return
         except Error as error:
             if private(alias).identity is None:  # no lock is refused for want of a second session
-                logger.info("lock_table_unchecked name=%r: %s", claim.name, error)
+                text = "lock_table_unchecked name=%r: %s"
+                log(logging.INFO, text, lock=claim.name, error=error)
                 return
         unwanted = Bare(
             claim.name, claim.slot, claim.owner, grant.token, grant.expires_us, min_hold_us=0

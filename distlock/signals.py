@@ -1,21 +1,48 @@
-"""The one stream of events. Logs and metrics are receivers (`events.py` has the logs).
+"""The one stream of events. Logs, metrics and traces are receivers (`events.py` has the logs).
 
-    lock_acquired(lease, waited)         waited: seconds
-    lock_busy(name, holder, waited)      holder: a Holder, or None if it went away meanwhile
+    lock_acquired(lease, waited, took)   waited: seconds; took: those from the call to the grant
+    lock_busy(name, holder, waited)      holder: a Holder, or None if it went away meanwhile, and
+                                         from `try_acquire`, which asks for nobody
+    lock_failed(name, error, waited)     it could not be told whether the lock is free: the database
+                                         did not answer, or the task was cancelled as it waited
     lock_released(lease, held)           held: seconds; once the release is committed
     lock_lost(lease, reason)             once per lease, as soon as this process knows
+    lock_dropped(lease, held)            its last handle was collected without a release: it is not
+                                         renewed any more; told within a minute
+    leases_renewed(alias, renewed, failed)
+                                         for each statement that renews: how many leases it has
+                                         renewed, or, if it had no answer, how many it was for
+    job_done(name, took)                 a call of a job under `once` has run it; name: its lock's
+    job_duplicate(name, finished_at)     a call of it found it done, and ran nothing
 
-A receiver that raises is logged by Django and changes nothing. `lock_lost` may be sent from a
-thread of the library.
+Each `lock_acquired` is followed by one of `lock_released`, `lock_lost` and `lock_dropped`, unless
+the process ends before. A receiver that raises is logged by Django and changes nothing. What is
+told of a lease after its grant may come from a thread of the library. `lock_failed` may come in the
+thread of an event loop: its receivers must not use the database.
 """
 
 from __future__ import annotations
 
 from django.dispatch import Signal
 
-__all__ = ["lock_acquired", "lock_busy", "lock_lost", "lock_released"]
+__all__ = [
+    "job_done",
+    "job_duplicate",
+    "leases_renewed",
+    "lock_acquired",
+    "lock_busy",
+    "lock_dropped",
+    "lock_failed",
+    "lock_lost",
+    "lock_released",
+]
 
 lock_acquired = Signal()
 lock_busy = Signal()
+lock_failed = Signal()
 lock_released = Signal()
 lock_lost = Signal()
+lock_dropped = Signal()
+leases_renewed = Signal()
+job_done = Signal()
+job_duplicate = Signal()

@@ -54,6 +54,7 @@ class Term:
         min_hold: float,
         max_hold: float | None,
         on_lost: Callable[[Term, str], None],
+        on_dropped: Callable[[Term], None] | None = None,
     ) -> None:
         self.alias = alias
         self.name = name
@@ -73,6 +74,7 @@ class Term:
         self.next_renewal = math.inf
         self.trusted_until = 0.0
         self._on_lost = on_lost
+        self._on_dropped = on_dropped
         self._pid = os.getpid()
         self.abandoned = False
         self.kept = False  # by the keeper, who may also free it
@@ -189,6 +191,11 @@ class Term:
         self.renew_until = 0.0
         self.next_renewal = math.inf
         self.abandoned = True
+
+    def drop(self) -> None:
+        """End a term that was abandoned and tell, once, though its row is held until it expires."""
+        if self.move(State.RELEASED) and self._on_dropped:
+            self._on_dropped(self)
 
     def move(self, state: State) -> bool:
         """Go to another state of a term that is not over yet; `False` if it is."""

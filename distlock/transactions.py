@@ -30,11 +30,10 @@ from .backends.base import Trace, Unlock
 from .background import soon
 from .connections import on_private
 from .deadlines import clock
+from .events import log
 from .exceptions import LockError, LockLost
 from .keeper import can_keep, keeper
 from .terms import State, Term
-
-logger = logging.getLogger("distlock")
 
 
 class Outcome(enum.Enum):
@@ -335,7 +334,7 @@ class Transaction:
         try:
             found = on_private(term.alias, lambda connection: backend.free(connection, term))
         except Error as error:
-            logger.info("lock_release_delayed name=%r: %s", term.name, error)
+            log(logging.INFO, "lock_release_delayed name=%r: %s", lock=term.name, error=error)
             found = Unlock.PINNED
         if found is Unlock.PINNED:
             self._leave_to_keeper(term, release)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connection, connections
 
 from distlock import lock
@@ -38,6 +40,18 @@ def in_thread(function: Callable[[], T]) -> T:
     if error:
         raise error[0]
     return result[0]
+
+
+def run_async(main: Callable[[], Coroutine[Any, Any, T]], within: float = 60.0) -> T:
+    """Run a coroutine, and close the connections of the thread that its synchronous code had."""
+
+    async def whole() -> T:
+        try:
+            return await asyncio.wait_for(main(), within)
+        finally:
+            await sync_to_async(connections.close_all)()
+
+    return asyncio.run(whole())
 
 
 def is_free(name: str) -> bool:
@@ -142,6 +156,7 @@ __all__ = [
     "kill_session",
     "other_session",
     "row",
+    "run_async",
     "sessions",
     "steal",
 ]

@@ -7,7 +7,7 @@ import gc
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
@@ -23,23 +23,12 @@ from distlock.lookout import lookout
 from distlock.models import Ticket
 from distlock.signals import lock_acquired, lock_released
 from tests.support import becomes_free, eventually, is_free, steal
+from tests.support import run_async as run
 
 T = TypeVar("T")
 
 pytestmark = pytest.mark.django_db(transaction=True)
 servers = pytest.mark.vendor("postgresql", "mysql")
-
-
-def run(main: Callable[[], Coroutine[Any, Any, T]], within: float = 60.0) -> T:
-    """Run a coroutine, and close the connections of the thread that its synchronous code had."""
-
-    async def whole() -> T:
-        try:
-            return await asyncio.wait_for(main(), within)
-        finally:
-            await sync_to_async(connections.close_all)()
-
-    return asyncio.run(whole())
 
 
 async def elsewhere(function: Callable[..., T], *args: Any) -> T:

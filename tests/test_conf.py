@@ -39,6 +39,8 @@ def test_a_setting_takes_the_place_of_its_default() -> None:
         "RENEW": False,
         "CRASH_SAFE": False,
         "PURGE_AFTER": 0,
+        "GROUP": str.upper,
+        "TRACE_NAMES": False,
     }
     assert found(given) == []
     with override_settings(DISTLOCK=given):
@@ -58,7 +60,7 @@ def test_an_unknown_key_is_error_e001_and_the_known_ones_are_named() -> None:
     assert code == "distlock.E001"
     assert text == (
         "DISTLOCK has an unknown key 'TIMEOUT'. "
-        "It knows USING, TTL, WAIT, RENEW, CRASH_SAFE, PURGE_AFTER."
+        "It knows USING, TTL, WAIT, RENEW, CRASH_SAFE, PURGE_AFTER, GROUP, TRACE_NAMES."
     )
 
 
@@ -91,6 +93,12 @@ def test_a_key_is_known_only_as_it_is_written(key: Any) -> None:
         ("RENEW", None, "must be True or False, not None."),
         ("CRASH_SAFE", 0, "must be True or False, not 0."),
         ("PURGE_AFTER", -1, "PURGE_AFTER must be 0 or greater, not -1."),
+        ("GROUP", 5, "must be a function of a lock's name, or the dotted path of one, not 5."),
+        ("GROUP", "", "cannot be imported from '': "),
+        ("GROUP", "tests.nowhere.group", "cannot be imported from 'tests.nowhere.group': No mod"),
+        ("GROUP", "tests.support.nothing", "cannot be imported from 'tests.support.nothing': "),
+        ("GROUP", "tests.support.LIMIT", "must be a function of a lock's name"),
+        ("TRACE_NAMES", 1, "must be True or False, not 1."),
         ("PURGE_AFTER", None, "PURGE_AFTER must be a number of seconds or a timedelta"),
     ],
     ids=lambda value: repr(value)[:20],

@@ -23,7 +23,7 @@ LAYERS = {
     "engine": "keeper waiting lookout queues ears errands background connections contexts limits "
     "terms",
     "store": "backends fields models migrations receipts",
-    "ground": "findings events signals conf exceptions deadlines",
+    "ground": "findings events signals groups conf exceptions deadlines",
 }
 ORDER = list(LAYERS)
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -171,16 +171,22 @@ def test_the_package_defines_nothing_itself() -> None:
 
 def test_the_signals_are_public_in_their_module() -> None:
     assert set(distlock.signals.__all__) == {
+        "job_done",
+        "job_duplicate",
+        "leases_renewed",
         "lock_acquired",
         "lock_busy",
+        "lock_dropped",
+        "lock_failed",
         "lock_lost",
         "lock_released",
     }
 
 
 WITHOUT_EXTRAS = """
+MONITORS = ("prometheus_client", "opentelemetry")
 import sys
-for absent in ("celery", "psycopg", "psycopg2", "MySQLdb", "sqlalchemy"):
+for absent in ("celery", "psycopg", "psycopg2", "MySQLdb", "sqlalchemy", *MONITORS):
     sys.modules[absent] = None
 import django
 from django.conf import settings

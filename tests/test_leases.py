@@ -350,7 +350,7 @@ def test_signals_tell_the_story() -> None:
         for name, signal in signals.items():
             signal.disconnect(receivers[name])
     assert [name for name, _ in story] == ["acquired", "busy", "released", "acquired", "lost"]
-    assert set(story[0][1]) == {"lease", "waited"}
+    assert set(story[0][1]) == {"lease", "waited", "took"}
     assert set(story[1][1]) == {"name", "holder", "waited"}
     assert set(story[2][1]) == {"lease", "held"}
     assert set(story[4][1]) == {"lease", "reason"}

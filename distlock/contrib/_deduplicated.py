@@ -37,6 +37,7 @@ from kombu.utils import json as messages
 from .. import outbox, receipts
 from ..backends.base import Pinned
 from ..connections import in_transaction
+from ..events import log
 from ..exceptions import AlreadyHeld, LockBusy
 from ..leases import Lease
 from ..locks import lock
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-logger = logging.getLogger("distlock")
 
 LONGEST_PAUSE = 15.0
 
@@ -157,7 +156,7 @@ class _Message(Delivery):
             else:
                 self.run.wait(delay + self.ttl)
         except Error:
-            logger.warning("job_unsettled key=%r", self.job_key, exc_info=True)
+            log(logging.WARNING, "job_unsettled key=%r", key=self.job_key, exc_info=True)
 
     # -- what does not run -----------------------------------------------------------------------
 
@@ -213,7 +212,7 @@ def _free(alias: str, key: str, task_id: str, *, running: bool) -> None:
     try:
         outbox.free(alias, key, task_id, running=running)
     except Error:
-        logger.warning("job_not_freed key=%r", key, exc_info=True)
+        log(logging.WARNING, "job_not_freed key=%r", key=key, exc_info=True)
     finally:
         connections.close_all()
 

@@ -49,11 +49,10 @@ from .. import contexts, receipts
 from ..backends.base import Holder
 from ..connections import in_transaction
 from ..deadlines import jitter
+from ..events import log
 from ..exceptions import LockBusy, LockLost
 from ..leases import Lease
 from ._canonical import fitting
-
-logger = logging.getLogger("distlock")
 
 KEEP = 86400.0
 """Seconds that a task id is remembered."""
@@ -188,7 +187,8 @@ class Delivery:
         except LockLost:
             raise
         except Error:
-            logger.warning("task_receipt_missing id=%r", self.request.id, exc_info=True)
+            text = "task_receipt_missing id=%r"
+            log(logging.WARNING, text, task_id=self.request.id, exc_info=True)
 
     def _write(self, lease: Lease, alias: str) -> None:
         started, task = lease.acquired_at, self.task.name[:255]

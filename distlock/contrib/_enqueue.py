@@ -23,12 +23,11 @@ from .. import outbox
 from ..arguments import checked_alias
 from ..conf import settings
 from ..deadlines import Seconds, seconds
+from ..events import log
 from ._orders import order_of
 
 if TYPE_CHECKING:
     from ..models import Job
-
-logger = logging.getLogger("distlock")
 
 HEADER = "distlock_job"
 OLDER_THAN = 60.0
@@ -101,7 +100,8 @@ def publish(task: Any, alias: str, job: Job) -> Any:
     try:
         outbox.published(alias, job)
     except Error:
-        logger.warning("job_published_unnoticed key=%r: it is sent again", job.key, exc_info=True)
+        text = "job_published_unnoticed key=%r: it is sent again"
+        log(logging.WARNING, text, key=job.key, exc_info=True)
     return sent
 
 
@@ -111,7 +111,8 @@ def _publish_or_log(task: Any, alias: str, job: Job, sent: list[Any], eager: boo
     except Exception:
         if eager:  # the task itself has raised
             raise
-        logger.warning("job_unpublished key=%r: left to resend_jobs", job.key, exc_info=True)
+        text = "job_unpublished key=%r: left to resend_jobs"
+        log(logging.WARNING, text, key=job.key, exc_info=True)
 
 
 def resend(alias: str, older_than: float) -> tuple[int, list[str]]:
@@ -133,7 +134,7 @@ def resend(alias: str, older_than: float) -> tuple[int, list[str]]:
         except (OperationalError, OSError):  # the broker is down, for all of them
             raise
         except Exception as error:
-            logger.warning("job_unpublished key=%r", job.key, exc_info=True)
+            log(logging.WARNING, "job_unpublished key=%r", key=job.key, exc_info=True)
             unsent.append(error)
     if unsent:
         raise unsent[0]
@@ -146,5 +147,5 @@ def resend_jobs(older_than: float = OLDER_THAN, using: str | None = None) -> int
     alias = checked_alias(using) or settings().USING
     count, unknown = resend(alias, seconds(older_than, "older_than"))
     if unknown:
-        logger.warning("job_unknown tasks=%r: this app does not have them", unknown)
+        log(logging.WARNING, "job_unknown tasks=%r: this app does not have them", tasks=unknown)
     return count

@@ -22,6 +22,7 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from .. import receipts
 from ..deadlines import LONGEST, jitter, seconds
+from ..events import log
 from ..exceptions import LockBusy, LockError
 from ..fields import json_of
 from ..leases import Lease
@@ -32,8 +33,6 @@ from ._ticks import DatabaseClock, Tick, ran_last, tick_of, time_left
 if TYPE_CHECKING:
     from celery import Celery
     from celery.beat import ScheduleEntry
-
-logger = logging.getLogger("distlock")
 
 TTL = 10
 CATCH_UP = 60
@@ -99,7 +98,8 @@ class Leader(Scheduler):
         except LockBusy:
             return 0.0
         except (Error, LockError, BrokerError) as error:
-            logger.warning("beat_stood_down name=%r: %s", self.lock.name, error)
+            text = "beat_stood_down name=%r: %s"
+            log(logging.WARNING, text, lock=self.lock.literal_name, error=error)
             self.stand_down()
             return jitter(1.0)
         finally:
@@ -113,7 +113,8 @@ class Leader(Scheduler):
         self.lease = self.lock.acquire(wait=self.max_interval)
         self.clock.measure()
         self.recall()
-        logger.info("beat_leads name=%r token=%s", self.lock.name, self.lease.token)
+        text = "beat_leads name=%r token=%s"
+        log(logging.INFO, text, lock=self.lease.name, token=self.lease.token)
 
     def stand_down(self) -> None:
         """Give the lock back, if it is held; see Note [One way back]."""
@@ -161,7 +162,7 @@ class Leader(Scheduler):
         except SchedulingError as error:
             if self._ends or isinstance(error.__context__, BrokerError | OSError):
                 raise BrokerError(str(error)) from error
-            logger.exception("beat_tick_failed entry=%r", entry.name)
+            log(logging.ERROR, "beat_tick_failed entry=%r", entry=entry.name, exc_info=True)
         finally:
             entry.options = given
         self.remember(str(entry.name))

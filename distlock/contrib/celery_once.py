@@ -30,9 +30,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from ..deadlines import Seconds
+from ..events import log
 from ._keys import Keys
-
-logger = logging.getLogger("distlock")
 
 HEADER = "distlock_once"
 PREFIX = "qo_"
@@ -78,7 +77,7 @@ class DatabaseBackend:
             owner = _taken.owners.pop(key, "")  # run by task_always_eager: it was never sent
         if owner and self._keys.give_back(key, owner):
             return True
-        logger.info("once_key_kept name=%r: it is not, or no longer, this run's", key)
+        log(logging.INFO, "once_key_kept name=%r: it is not, or no longer, this run's", key=key)
         return False
 
     def forget(self, headers: Mapping[str, Any] | None) -> None:

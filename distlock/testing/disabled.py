@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import places, signals
 from ..backends.base import Backend, Claim, Grant, Held, Holder, holder_of
+from ..events import log
 from ..exceptions import LockError
 from ..terms import State
 from . import seen
@@ -21,8 +22,6 @@ from .blocks import Block, refuse_in_production
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
-
-logger = logging.getLogger("distlock")
 
 
 def locks_disabled() -> LocksDisabled:
@@ -42,7 +41,8 @@ class LocksDisabled(Block[None]):
     """See `locks_disabled`."""
 
     def _enter(self) -> None:
-        logger.warning("locks_disabled: until the end of this block no lock keeps anybody out")
+        text = "locks_disabled: until the end of this block no lock keeps anybody out"
+        log(logging.WARNING, text)
         self._before, self._all_granted = places.instead, AllGranted()
         places.instead = self._all_granted
         signals.lock_acquired.connect(self._trust)

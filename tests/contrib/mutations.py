@@ -26,13 +26,16 @@ MODULES = (
     "_requests",
     "_responses",
     "tasks",
+    "prometheus._receivers",
+    "opentelemetry._receivers",
 )
 DATABASES = ("sqlite", "postgresql")
 
 
 def mutants(name: str) -> list[Mutant]:
     """The mutants of one module of distlock/contrib."""
-    return read(FOLDER / f"{name}.txt", f"distlock/contrib/{name}.py", "contrib/")
+    module = name.replace(".", "/")
+    return read(FOLDER / f"{name}.txt", f"distlock/contrib/{module}.py", "contrib/")
 
 
 if __name__ == "__main__":
