@@ -38,6 +38,7 @@ PUBLIC = {
     "LockBusy",
     "LockError",
     "LockLost",
+    "LockStats",
     "StaleToken",
     "lock",
     "once",

@@ -69,7 +69,8 @@ def test_every_verb_is_one_statement(backend: Backend, statements: list[str]) ->
     backend.renew(connection, [held, held])
     backend.guard(connection, held)
     backend.holder(connection, "n", 0)
+    backend.stats(connection, "n", 0)
     backend.free(connection, held)
     backend.force_release(connection, "n", 0, held.token)
     backend.purge(connection, 0, 0, 10)
-    assert len(statements) == 7
+    assert len(statements) == 8
