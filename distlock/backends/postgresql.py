@@ -167,9 +167,7 @@ WHERE l.expires_at > clock.now AND l.owner NOT IN (SELECT owner FROM upd)"""
 # No join with upd: its rows are estimated at one, and thousands would be joined in nested loops.
 
 RELEASE = f"{_release(CLOCK)}{OURS} RETURNING {NOTIFY}"
-RELEASE_ASYNC = Statement(
-    "distlock_release", f"{RELEASE_ALONE}{OURS} RETURNING {NOTIFY}", TYPES
-)
+RELEASE_ASYNC = Statement("distlock_release", f"{RELEASE_ALONE}{OURS} RETURNING {NOTIFY}", TYPES)
 
 FREE = f"""
 WITH mine AS (

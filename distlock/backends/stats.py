@@ -17,10 +17,11 @@ from typing import Any
 
 from .base import moment_of
 
-COUNTERS = (
-    "acquisitions, waits, losses, total_hold, longest_hold, total_wait, longest_wait, "
-    "CASE WHEN owner = '' THEN 0 ELSE 1 END"
+COUNTED = (
+    *("acquisitions", "waits", "losses"),
+    *("total_hold", "longest_hold", "total_wait", "longest_wait"),
 )
+COUNTERS = f"{', '.join(COUNTED)}, CASE WHEN owner = '' THEN 0 ELSE 1 END"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class LockStats:
 def stats_of(name: str, row: Sequence[Any]) -> LockStats:
     """Return a `LockStats` from the columns of a `STATS` statement."""
     *counters, lost = row
+    lost_at = None if lost is None else moment_of(int(lost))
+    return stats_from(name, counters, lost_at)
+
+
+def stats_from(name: str, counters: Sequence[Any], lost_at: datetime | None) -> LockStats:
+    """Return a `LockStats` from what is `COUNTED`, and whether somebody owns the row."""
     acquisitions, waits, losses, hold, longest_hold, wait, longest_wait, owned = map(int, counters)
     return LockStats(
         name=name,
@@ -73,7 +80,7 @@ def stats_of(name: str, row: Sequence[Any]) -> LockStats:
         waits=waits,
         releases=max(0, acquisitions - losses - owned),
         losses=losses,
-        last_lost_at=None if lost is None else moment_of(int(lost)),
+        last_lost_at=lost_at,
         total_held=hold / 1_000_000,
         longest_held=longest_hold / 1_000_000,
         total_waited=wait / 1_000_000,

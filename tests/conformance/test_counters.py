@@ -233,7 +233,8 @@ def test_a_name_that_was_never_taken_has_no_stats(backend: Backend, mode: str) -
 
 def test_stats_are_what_the_row_has_counted(backend: Backend, mode: str) -> None:
     for number, (waited, held_for) in enumerate([(0.0, 4), (3.0, 2), (1.0, None), (0.0, None)]):
-        assert (grant := backend.grant(connection, claim(f"owner {number}"), waited))
+        grant = backend.grant(connection, claim(f"owner {number}"), waited)
+        assert grant is not None
         held = Holding(owner=f"owner {number}", token=grant.token)
         if held_for:
             write(acquired_at=-held_for * SECOND)
