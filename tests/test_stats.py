@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +19,15 @@ from django.test import TestCase
 
 from distlock import Lease, Lock, LockLost, LockStats, lock
 from distlock.backends import backend_for
+from distlock.backends.base import Claim
+from distlock.longholds import LongHolds
 from distlock.testing import fake_clock, locks_disabled
 from tests.support import eventually, in_thread, steal
 from tests.test_async import run
 from tests.waiters import Waiter, ended, in_line, running
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+PAGE = (Path(__file__).parent.parent / "docs" / "statistics.md").read_text()
 servers = pytest.mark.vendor("postgresql", "mysql")
 
 
@@ -269,3 +274,39 @@ def test_many_threads_lose_no_count() -> None:
     assert (found.acquisitions, found.releases, found.losses) == (40, 40, 0)
     assert found.waits <= 39
     assert (found.waits > 0) == (found.total_waited > 0)
+
+
+# -- docs/statistics.md --------------------------------------------------------------------------
+
+
+def test_the_page_has_every_attribute_and_no_other() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row) if name != "LockStats"]
+    fields = {field.name for field in dataclasses.fields(LockStats)}
+    means = {name for name, value in vars(LockStats).items() if isinstance(value, property)}
+    assert sorted(named) == sorted((fields | means) - {"name"})
+
+
+def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    exec(block, {})
+    assert capsys.readouterr().out == ""
+    backend = backend_for(connection)
+    for number in range(3):
+        claim = Claim("import", 0, f"owner {number}", ttl=1000)
+        assert eventually(lambda: backend.grant(connection, claim, 2.5))  # noqa: B023
+    exec(block, {})
+    assert capsys.readouterr().out == "3 of 3 had to wait, 2.5 s in the mean\n"
+
+
+def test_the_line_of_the_page_is_the_one_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    (line,) = re.findall(r"^WARNING distlock (.*)$", PAGE, re.MULTILINE)
+
+    class Term:
+        alias, name, slot, first, spent = "default", "import", 0, 30.0, 27.113 / 30
+
+    term: Any = Term()
+    holds = LongHolds()
+    for _ in range(3):
+        holds.note(term)
+    assert line in caplog.messages
