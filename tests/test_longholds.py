@@ -110,6 +110,15 @@ def test_what_a_transaction_goes_on_keeping_is_not_counted(clock: FakeClock, sai
     assert said() == []
 
 
+@pytest.mark.vendor("mysql", "sqlite")  # elsewhere it is renewed meanwhile
+def test_what_a_guard_keeps_is_not_counted(clock: FakeClock, said: Said) -> None:
+    for _ in range(6):
+        with lock("x", ttl=TTL, renew=False) as lease, transaction.atomic():
+            lease.guard()
+            clock.advance(25)
+    assert said() == []
+
+
 @pytest.mark.vendor("postgresql", "mysql")  # SQLite has its file locked meanwhile
 def test_a_hold_in_a_transaction_of_its_own_is(clock: FakeClock, said: Said) -> None:
     for _ in range(3):

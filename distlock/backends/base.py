@@ -1,4 +1,4 @@
-"""The contract of a store: twelve verbs on the row, and what a database can do.
+"""The contract of a store: the verbs on the row, and what a database can do.
 
 Every verb is one statement where the vendor allows it, and one transaction everywhere. Each is a
 compare-and-set on name, slot and owner, and reads the database's clock once. None waits for a row
