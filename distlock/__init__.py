@@ -7,6 +7,7 @@ in `distlock.contrib` and, because it needs Django's apps, in `distlock.fencing`
 from __future__ import annotations
 
 from .backends.base import Holder
+from .backends.stats import LockStats
 from .exceptions import (
     AlreadyHeld,
     CommitOutcomeUnknown,
@@ -30,6 +31,7 @@ __all__ = [
     "LockBusy",
     "LockError",
     "LockLost",
+    "LockStats",
     "StaleToken",
     "lock",
     "once",

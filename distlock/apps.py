@@ -15,8 +15,9 @@ class DistlockConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect what listens; runs once, when Django starts."""
-        from . import checks, events
+        from . import checks, events, longholds
 
         django_checks.register(checks.check_settings)
         django_checks.register(checks.check_database, django_checks.Tags.database)
         events.connect()
+        longholds.connect()

@@ -16,6 +16,7 @@ from django.db import connections
 from django.db.models import Q
 
 from .backends import backend_for
+from .backends.stats import COUNTED, LockStats, stats_from
 from .deadlines import Deadline
 from .models import NAMED, DistributedLock
 from .states import LockState, microseconds, state_at
@@ -97,6 +98,12 @@ def _strides(rows: QuerySet[Any], patience: float) -> Iterator[tuple[QuerySet[An
         left = rows.filter(name__gte=name).exclude(name=name, slot__lt=slot)
 
 
+def stats_in(row: Any) -> LockStats:
+    """Return what a row has counted."""
+    counters = [getattr(row, column) for column in COUNTED]
+    return stats_from(row.name, [*counters, row.owner != ""], row.lost_at)
+
+
 def as_json(row: Any, among: Listing) -> dict[str, Any]:
     """Return what a row says, for programs. Durations are seconds."""
     held, taken = row.state == LockState.HELD, row.state in TAKEN
@@ -112,4 +119,23 @@ def as_json(row: Any, among: Listing) -> dict[str, Any]:
         "held_for": None if since is None else since / 1_000_000,
         "time_left": left / 1_000_000,
         "wanted": wanted if among.knows_waiters else None,
+        "stats": _stats_as_json(stats_in(row)),
+    }
+
+
+def _stats_as_json(stats: LockStats) -> dict[str, Any]:
+    lost_at = stats.last_lost_at
+    return {
+        "acquisitions": stats.acquisitions,
+        "waits": stats.waits,
+        "share_waited": stats.share_waited,
+        "total_waited": stats.total_waited,
+        "mean_waited": stats.mean_waited,
+        "longest_waited": stats.longest_waited,
+        "releases": stats.releases,
+        "total_held": stats.total_held,
+        "mean_held": stats.mean_held,
+        "longest_held": stats.longest_held,
+        "losses": stats.losses,
+        "last_lost_at": None if lost_at is None else microseconds(lost_at) / 1_000_000,
     }

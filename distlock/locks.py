@@ -26,6 +26,7 @@ from .arguments import (
 )
 from .atomics import AtomicBlock, refuse_nesting
 from .backends.base import Holder
+from .backends.stats import LockStats
 from .conf import settings
 from .deadlines import Deadline, Seconds, seconds
 from .decorators import wrap
@@ -145,6 +146,13 @@ class Lock:
         holder = where.backend.holder
         return where.run(lambda connection: holder(connection, name, self.slot))
 
+    def stats(self) -> LockStats | None:
+        """Return what the lock's row has counted, or `None` if it was never taken, or purged."""
+        name, alias = self.literal_name, self.alias
+        where = place(alias)
+        stats = where.backend.stats
+        return where.run(lambda connection: stats(connection, name, self.slot))
+
     async def aacquire(self, wait: Seconds | Default | None = DEFAULT) -> Lease:
         """Return a lease; see `acquire`. Waiting occupies no thread.
 
@@ -165,6 +173,10 @@ class Lock:
     async def aholder(self) -> Holder | None:
         """Return who holds the lock now, or `None`."""
         return await sync_to_async(self.holder)()
+
+    async def astats(self) -> LockStats | None:
+        """Return what the lock's row has counted; see `stats`."""
+        return await sync_to_async(self.stats)()
 
     def __enter__(self) -> Lease:
         alias, context = self.alias, contexts.current()

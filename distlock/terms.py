@@ -62,11 +62,13 @@ class Term:
         self.owner = owner
         self.token = token
         self.ttl = ttl
+        self.first = max(ttl, min_hold)
         self.acquired_us = acquired_us
         self.expires_us = expires_us
         self.min_hold_us = int(min_hold * 1_000_000)
         self.started = clock()
         self.renew_until = 0.0 if not renew else requested + (max_hold or math.inf)
+        self._safe_at: float | None = None  # when it was first renewed, pinned or released
         self.pins = 0
         self.handles: set[int] = set()
         self.state = State.HELD
@@ -80,7 +82,7 @@ class Term:
         self.kept = False  # by the keeper, who may also free it
         # Reentrant: the garbage collector may drop a lease of this very term at any point.
         self._mutex = threading.RLock()
-        self.confirm(requested, expires_us, first=max(ttl, min_hold))
+        self.confirm(requested, expires_us, first=self.first)
 
     def __repr__(self) -> str:
         return f"<Term {self.name!r} token {self.token} {self.state.value}>"
@@ -128,6 +130,19 @@ class Term:
         """Seconds since the grant."""
         return clock() - self.started
 
+    @property
+    def spent(self) -> float:
+        """Which share of its first ttl it was held with nothing else to keep it.
+
+        That ends when it is first renewed, pinned or released.
+        """
+        until = clock() if self._safe_at is None else self._safe_at
+        return (until - self.started) / self.first
+
+    def _is_safe(self) -> None:
+        if self._safe_at is None:
+            self._safe_at = clock()
+
     def confirm(
         self,
         requested: float,
@@ -142,6 +157,8 @@ class Term:
         renewed a third of its ttl before the usual end, so that `min_hold` is never cut short.
         """
         with self._mutex:
+            if first is None:
+                self._is_safe()
             self.ttl = ttl or self.ttl
             self.expires_us = expires_us
             span = first or self.ttl
@@ -157,6 +174,7 @@ class Term:
     def pin(self) -> None:
         """Note that this process has the row locked in a transaction of its own."""
         with self._mutex:
+            self._is_safe()
             self.pins += 1
 
     def unpin(self) -> None:
@@ -202,6 +220,8 @@ class Term:
         with self._mutex:
             if self.over:
                 return False
+            if state is not State.HELD:
+                self._is_safe()
             self.state = state
             return True
 

@@ -21,7 +21,7 @@ LAYERS = {
     "API": "arguments locks acquisitions turns leases decorators places hooks transactions atomics "
     "jobs calls outbox fencing",
     "engine": "keeper waiting lookout queues ears errands background connections contexts limits "
-    "terms",
+    "terms longholds",
     "store": "backends fields models migrations receipts",
     "ground": "findings events signals groups conf exceptions deadlines",
 }
@@ -38,6 +38,7 @@ PUBLIC = {
     "LockBusy",
     "LockError",
     "LockLost",
+    "LockStats",
     "StaleToken",
     "lock",
     "once",

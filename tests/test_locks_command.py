@@ -115,6 +115,60 @@ def test_json_has_the_same_for_programs() -> None:
     assert found["cut_off"] is None
 
 
+def counted() -> None:
+    """A lock that was taken four times, twice after a wait, and lost once; and one that is new."""
+    write(
+        "busy",
+        owner="",
+        acquisitions=4,
+        waits=2,
+        losses=1,
+        lost_at=-DAY,
+        total_hold=6 * SECOND,
+        longest_hold=3 * SECOND,
+        total_wait=8 * MINUTE,
+        longest_wait=5 * MINUTE,
+    )
+    write("new", owner="me", acquisitions=1, expires_at=MINUTE)
+
+
+def test_stats_are_a_table_of_their_own() -> None:
+    assert locks("--stats") == "There are none.\n"
+    counted()
+    header, busy, new = locks("--stats").splitlines()
+    assert re.split("  +", header) == [
+        *("LOCK", "GRANTS", "WAITED FOR", "MEAN WAIT", "LONGEST WAIT"),
+        *("MEAN HOLD", "LONGEST HOLD", "LOSSES", "LAST LOSS"),
+    ]
+    assert re.match(r"busy +4 +50% +2 min +5 min +2\.0 s +3\.0 s +1 +\d{4}-\d\d-\d\d ", busy)
+    assert re.match(r"new +1 +0% +0$", new)
+    assert [line.split()[0] for line in locks("--stats", "--held").splitlines()[1:]] == ["new"]
+
+
+def test_json_has_the_stats() -> None:
+    counted()
+    found = json.loads(locks("--json"))
+    busy, new = (each["stats"] for each in found["locks"])
+    assert found["now"] - busy.pop("last_lost_at") == pytest.approx(86400, abs=60)
+    assert busy == {
+        "acquisitions": 4,
+        "waits": 2,
+        "share_waited": 0.5,
+        "total_waited": 480.0,
+        "mean_waited": 120.0,
+        "longest_waited": 300.0,
+        "releases": 3,
+        "total_held": 6.0,
+        "mean_held": 2.0,
+        "longest_held": 3.0,
+        "losses": 1,
+    }
+    assert (new["releases"], new["mean_held"], new["last_lost_at"]) == (0, 0.0, None)
+    stats = lock("busy").stats()
+    assert stats is not None
+    assert busy.items() <= {**vars(stats), **{key: getattr(stats, key) for key in busy}}.items()
+
+
 @servers
 def test_that_somebody_waits_is_told_where_the_row_says_so(vendor: str) -> None:
     with lock("x") as lease:

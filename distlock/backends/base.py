@@ -1,4 +1,4 @@
-"""The contract of a store: twelve verbs on the row, and what a database can do.
+"""The contract of a store: the verbs on the row, and what a database can do.
 
 Every verb is one statement where the vendor allows it, and one transaction everywhere. Each is a
 compare-and-set on name, slot and owner, and reads the database's clock once. None waits for a row
@@ -26,7 +26,7 @@ second, when that one's answer is already in use.
 # Note [A release is found again]
 The answer to a release may be lost with the connection, and a savepoint rollback may undo it. So
 it matches its own trace too: no owner, and still this token, which nobody else can have been
-granted since. Writing it twice counts the time held once.
+granted since. Writing it twice counts the time held once. `stats.py` says what else counts.
 
 # Note [Nobody's row]
 A release leaves in `ttl` the min_hold that goes on keeping the row, and mostly that is 0. A row
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
 
     from ..findings import Finding
+    from .stats import LockStats
 
 TABLE = "distlock_distributedlock"
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -270,6 +271,10 @@ class Backend:
 
     def holder(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> Holder | None:
         """Return who holds the lock now."""
+        raise NotImplementedError
+
+    def stats(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> LockStats | None:
+        """Return what the row has counted; `None` if there is no row."""
         raise NotImplementedError
 
     def look(

@@ -30,6 +30,7 @@ from .base import (
     microseconds_of,
     trace_of,
 )
+from .stats import COUNTERS, LockStats, stats_of
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -40,17 +41,19 @@ ROW = "name = %(name)s AND slot = %(slot)s"
 
 INSERT = f"""
 INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
-    host, pid, thread, note, acquisitions, losses,
+    host, pid, thread, note, acquisitions, waits, losses,
     total_hold, longest_hold, total_wait, longest_wait)
 VALUES (%(name)s, %(slot)s, %(owner)s, %(token)s, %(now)s, %(expires)s, %(ttl)s,
-    %(host)s, %(pid)s, %(thread)s, %(note)s, %(acquisitions)s, 0,
-    0, 0, %(waited)s, %(waited)s)"""
+    %(host)s, %(pid)s, %(thread)s, %(note)s, %(acquisitions)s,
+    CASE WHEN %(waited)s > 0 THEN 1 ELSE 0 END, 0, 0, 0, %(waited)s, %(waited)s)"""
 
 GRANT = f"""
 UPDATE {TABLE} SET owner = %(owner)s, fencing_token = %(token)s, acquired_at = %(now)s,
     expires_at = %(expires)s, ttl = %(ttl)s, host = %(host)s, pid = %(pid)s,
-    thread = %(thread)s, note = %(note)s, acquisitions = acquisitions + 1,
-    losses = losses + %(lost)s, total_wait = total_wait + %(waited)s,
+    thread = %(thread)s, note = %(note)s, acquisitions = acquisitions + %(anew)s,
+    waits = waits + CASE WHEN %(waited)s > 0 THEN 1 ELSE 0 END,
+    losses = losses + %(lost)s, lost_at = CASE WHEN %(lost)s > 0 THEN %(now)s ELSE lost_at END,
+    total_wait = total_wait + %(waited)s,
     longest_wait = CASE WHEN longest_wait < %(waited)s THEN %(waited)s ELSE longest_wait END
 WHERE {ROW}"""
 
@@ -58,17 +61,20 @@ RENEW = f"UPDATE {TABLE} SET ttl = %(ttl)s, expires_at = %(expires)s WHERE {ROW}
 
 RELEASE = f"""
 UPDATE {TABLE} SET owner = '', expires_at = %(expires)s, ttl = %(kept)s,
+    losses = losses + %(lost)s, lost_at = CASE WHEN %(lost)s > 0 THEN %(now)s ELSE lost_at END,
     total_hold = total_hold + %(held)s,
     longest_hold = CASE WHEN longest_hold < %(held)s THEN %(held)s ELSE longest_hold END
 WHERE {ROW}"""
 
 FORCE_RELEASE = f"""
 UPDATE {TABLE} SET owner = '', fencing_token = %(token)s, expires_at = %(now)s, ttl = 0,
-    losses = losses + %(lost)s
+    losses = losses + %(lost)s, lost_at = CASE WHEN %(lost)s > 0 THEN %(now)s ELSE lost_at END
 WHERE {ROW}"""
 
 RAISE_MARK = f"""
 UPDATE {TABLE} SET fencing_token = %(token)s WHERE {ROW} AND fencing_token < %(token)s"""
+
+STATS = f"SELECT {COUNTERS}, lost_at FROM {TABLE} WHERE {ROW}"
 
 NOBODY: dict[str, Any] = {
     "owner": "",
@@ -138,7 +144,7 @@ class Generic(Backend):
                 return False
             if row[1] == "" and row[2] != held.token:
                 return False
-            self._write_release(connection, cursor, held, row)
+            self._write_release(connection, cursor, held, row, alone=alone)
             return True
 
     def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
@@ -176,6 +182,14 @@ class Generic(Backend):
             return None
         acquired = self._us(row[3]) if row[3] is not None else 0
         return holder_of((*row[:3], acquired, self._us(row[4]), *row[5:9]))
+
+    def stats(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> LockStats | None:
+        with connection.cursor() as cursor:
+            cursor.execute(STATS, {"name": name, "slot": slot})
+            row = cursor.fetchone()
+        if row is None:
+            return None
+        return stats_of(name, (*row[:-1], None if row[-1] is None else self._us(row[-1])))
 
     def look(
         self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]], *, mark: bool = True
@@ -365,8 +379,10 @@ class Generic(Backend):
         if alive and owner != parameters["owner"]:
             return None
         grant = Grant(token if alive else max(now, token + 1), now, now + parameters["first"])
+        anew = int(owner != parameters["owner"])
         lost = int(owner not in ("", parameters["owner"]))
-        cursor.execute(GRANT, {**parameters, **self._given(grant), "lost": lost})
+        counted = {"anew": anew, "lost": lost, "waited": parameters["waited"] * anew}
+        cursor.execute(GRANT, {**parameters, **self._given(grant), **counted})
         return grant
 
     def _given(self, grant: Grant) -> dict[str, Any]:
@@ -377,10 +393,17 @@ class Generic(Backend):
         }
 
     def _write_release(
-        self, connection: BaseDatabaseWrapper, cursor: CursorWrapper, held: Held, row: Any
+        self,
+        connection: BaseDatabaseWrapper,
+        cursor: CursorWrapper,
+        held: Held,
+        row: Any,
+        *,
+        alone: bool = False,
     ) -> None:
         now = self.clock(connection)
         acquired = min(now, self._us(row[3]))  # the clock may have been set back meanwhile
+        late = alone and row[1] != "" and self._us(row[4]) <= now
         cursor.execute(
             RELEASE,
             {
@@ -388,7 +411,9 @@ class Generic(Backend):
                 "slot": held.slot,
                 "expires": self._db(max(now, acquired + held.min_hold_us)),
                 "kept": held.min_hold_us if now - acquired < held.min_hold_us else 0,
-                "held": now - acquired if row[1] else 0,
+                "held": now - acquired if row[1] and not late else 0,
+                "lost": int(late),
+                "now": self._db(now),
             },
         )
 

@@ -78,7 +78,8 @@ RESUMED = "(owner = '' AND thread = %(thread)s AND %(resumes)s)"
 
 GRANT = f"""
 UPDATE (
-    SELECT id, owner NOT IN ('', %(owner)s) AS lost, {ALIVE} AS alive FROM {TABLE}
+    SELECT id, owner NOT IN ('', %(owner)s) AS lost, owner <> %(owner)s AS anew, {ALIVE} AS alive
+    FROM {TABLE}
     WHERE {ROW} AND (expires_at <= {NOW} OR {NOBODYS} OR {RESUMED} OR owner = %(owner)s)
     FOR UPDATE SKIP LOCKED
 ) AS free STRAIGHT_JOIN {TABLE} AS l FORCE INDEX (PRIMARY) ON l.id = free.id
@@ -87,19 +88,22 @@ SET l.owner = %(owner)s,
     l.acquired_at = {NOW},
     l.expires_at = {NOW} + INTERVAL %(first)s MICROSECOND, l.ttl = %(ttl)s,
     l.host = %(host)s, l.pid = %(pid)s, l.thread = %(thread)s, l.note = %(note)s,
-    l.acquisitions = l.acquisitions + 1, l.losses = l.losses + free.lost,
-    l.total_wait = l.total_wait + %(waited)s,
+    l.acquisitions = l.acquisitions + free.anew,
+    l.waits = l.waits + free.anew * (%(waited)s > 0),
+    l.losses = l.losses + free.lost, l.lost_at = IF(free.lost, {NOW}, l.lost_at),
+    l.total_wait = l.total_wait + free.anew * %(waited)s,
     l.longest_wait = GREATEST(l.longest_wait, %(waited)s)"""
 
 
 def _insert(mark: str) -> str:
     return f"""
 INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
-    host, pid, thread, note, acquisitions, losses,
+    host, pid, thread, note, acquisitions, waits, losses,
     total_hold, longest_hold, total_wait, longest_wait)
 VALUES (%(name)s, %(slot)s, %(owner)s, GREATEST({_us(NOW)}, COALESCE({mark}, 0)),
     {NOW}, {NOW} + INTERVAL %(first)s MICROSECOND, %(ttl)s,
-    %(host)s, %(pid)s, %(thread)s, %(note)s, 1, 0, 0, 0, %(waited)s, %(waited)s)"""
+    %(host)s, %(pid)s, %(thread)s, %(note)s, 1, %(waited)s > 0, 0, 0, 0,
+    %(waited)s, %(waited)s)"""
 
 
 # An INSERT that reads the mark itself waits for a purge, whatever the isolation level.
@@ -115,13 +119,20 @@ UNDONE = (1020, 1213)
 NOT_NOW = (1205, 3572)
 """What NOWAIT says on a locked row: MariaDB, MySQL."""
 
+LOST = f"(expires_at <= {NOW} AND owner NOT IN ('', VALUES(owner)))"
+ANEW = f"((expires_at <= {NOW} OR {NOBODYS} OR {RESUMED}) AND owner <> VALUES(owner))"
+# What counts comes before the owner: after it a grant that was found again looks like a new one.
 # The owner is unique, so that it tells in the later assignments whether the first took effect.
 UPSERT = f"""
 {AT_ONCE} {_insert(f"({MARK})")}
 ON DUPLICATE KEY UPDATE
     fencing_token = IF(expires_at <= {NOW} OR {NOBODYS} OR {RESUMED},
         GREATEST(fencing_token + 1, {_us(NOW)}), fencing_token),
-    losses = losses + (expires_at <= {NOW} AND owner NOT IN ('', VALUES(owner))),
+    losses = losses + {LOST},
+    lost_at = IF({LOST}, {NOW}, lost_at),
+    acquisitions = acquisitions + {ANEW},
+    waits = waits + {ANEW} * VALUES(waits),
+    total_wait = total_wait + {ANEW} * VALUES(total_wait),
     owner = IF(expires_at <= {NOW} OR {NOBODYS} OR {RESUMED} OR owner = VALUES(owner),
         VALUES(owner), owner),
     acquired_at = IF(owner = VALUES(owner), VALUES(acquired_at), acquired_at),
@@ -130,23 +141,33 @@ ON DUPLICATE KEY UPDATE
     pid = IF(owner = VALUES(owner), VALUES(pid), pid),
     thread = IF(owner = VALUES(owner), VALUES(thread), thread),
     note = IF(owner = VALUES(owner), VALUES(note), note),
-    acquisitions = acquisitions + (owner = VALUES(owner)),
-    total_wait = total_wait + IF(owner = VALUES(owner), VALUES(total_wait), 0),
     longest_wait = IF(owner = VALUES(owner),
         GREATEST(longest_wait, VALUES(longest_wait)), longest_wait),
     expires_at = IF(owner = VALUES(owner), VALUES(expires_at), expires_at)
 RETURNING owner, {GRANTED}"""
 
 SINCE = f"LEAST(acquired_at, {NOW})"  # the clock may have been set back meanwhile
-RELEASED = f"""
+
+
+def _released(unheld: str = "owner = ''", lost: str = "") -> str:
+    return f"""{lost}
     total_hold = total_hold
-        + IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW})),
+        + IF({unheld}, 0, TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW})),
     longest_hold = GREATEST(longest_hold,
-        IF(owner = '', 0, TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW}))),
+        IF({unheld}, 0, TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW}))),
     ttl = IF(TIMESTAMPDIFF(MICROSECOND, {SINCE}, {NOW}) < %(min_hold)s, %(min_hold)s, 0),
     expires_at = GREATEST({NOW}, {SINCE} + INTERVAL %(min_hold)s MICROSECOND)"""
 
+
+LATE = f"owner <> '' AND expires_at <= {NOW}"  # see Note [What counts] in `stats.py`
+LOST_BY_RELEASE = f"""
+    losses = losses + ({LATE}),
+    lost_at = IF({LATE}, {NOW}, lost_at),"""
+RELEASED = _released()
+RELEASED_ALONE = _released(f"owner = '' OR expires_at <= {NOW}", LOST_BY_RELEASE)
+
 RELEASE = f"UPDATE {TABLE} SET {RELEASED}, owner = '' WHERE {OURS}"
+RELEASE_ALONE = f"UPDATE {TABLE} SET {RELEASED_ALONE}, owner = '' WHERE {OURS}"
 FIND = f"SELECT id FROM {TABLE} WHERE {OURS}"
 RELEASE_FOUND = f"UPDATE {TABLE} SET {RELEASED}, owner = '' WHERE id = %(id)s AND {MINE}"
 
@@ -256,11 +277,11 @@ class MySQL(Generic):
     def _release_alone(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
         with connection.cursor() as cursor:
             try:
-                cursor.execute(RELEASE, parameters_of(held))
+                cursor.execute(RELEASE_ALONE, parameters_of(held))
             except DatabaseError as error:
                 if error_code(error) not in UNDONE:
                     raise
-                cursor.execute(RELEASE, parameters_of(held))
+                cursor.execute(RELEASE_ALONE, parameters_of(held))
             return bool(cursor.rowcount == 1)
 
     def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:

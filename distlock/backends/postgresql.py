@@ -49,6 +49,7 @@ from .base import (
 )
 from .examine import postgresql as examination
 from .plans import Plans, Statement
+from .stats import COUNTERS, LockStats, stats_of
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -78,7 +79,9 @@ OURS = f"{ROW} AND (l.owner = %(owner)s OR (l.owner = '' AND l.fencing_token = %
 def _grant(clock: str) -> str:
     return f"""
 WITH clock AS MATERIALIZED ({clock}), free AS (
-    SELECT l.id, {ALIVE} AS alive FROM {TABLE} l, clock
+    SELECT l.id, {ALIVE} AS alive, (l.owner <> %(owner)s)::int AS anew,
+        CASE WHEN l.owner IN ('', %(owner)s) THEN 0 ELSE 1 END AS lost
+    FROM {TABLE} l, clock
     WHERE {ROW} AND (l.expires_at <= clock.now OR {NOBODYS} OR {RESUMED} OR l.owner = %(owner)s)
     FOR UPDATE OF l SKIP LOCKED
 ), upd AS (
@@ -88,37 +91,47 @@ WITH clock AS MATERIALIZED ({clock}), free AS (
         acquired_at = clock.now,
         expires_at = clock.now + %(first)s * interval '1 microsecond', ttl = %(ttl)s,
         host = %(host)s, pid = %(pid)s, thread = %(thread)s, note = %(note)s,
-        acquisitions = l.acquisitions + 1,
-        losses = l.losses + CASE WHEN l.owner IN ('', %(owner)s) THEN 0 ELSE 1 END,
-        total_wait = l.total_wait + %(waited)s,
+        acquisitions = l.acquisitions + free.anew,
+        waits = l.waits + free.anew * (%(waited)s > 0)::int,
+        losses = l.losses + free.lost,
+        lost_at = CASE WHEN free.lost = 1 THEN clock.now ELSE l.lost_at END,
+        total_wait = l.total_wait + free.anew * %(waited)s,
         longest_wait = GREATEST(l.longest_wait, %(waited)s)
     FROM free, clock WHERE l.id = free.id
     RETURNING l.fencing_token, {_us("l.acquired_at")}, {_us("l.expires_at")}
 ), ins AS (
     INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
-        host, pid, thread, note, acquisitions, losses,
+        host, pid, thread, note, acquisitions, waits, losses,
         total_hold, longest_hold, total_wait, longest_wait)
     SELECT %(name)s, %(slot)s, %(owner)s,
         GREATEST({_us("clock.now")}, (SELECT l.fencing_token + 1 FROM {TABLE} l
             WHERE l.name = '' AND l.slot = 0)),
         clock.now, clock.now + %(first)s * interval '1 microsecond', %(ttl)s,
-        %(host)s, %(pid)s, %(thread)s, %(note)s, 1, 0, 0, 0, %(waited)s, %(waited)s
+        %(host)s, %(pid)s, %(thread)s, %(note)s, 1, (%(waited)s > 0)::int, 0, 0, 0,
+        %(waited)s, %(waited)s
     FROM clock WHERE NOT EXISTS (SELECT FROM {TABLE} l WHERE {ROW})
     ON CONFLICT (name, slot) DO NOTHING
     RETURNING fencing_token, {_us("acquired_at")}, {_us("expires_at")}
 ) SELECT granted.*, {IDENTITY} FROM (SELECT * FROM upd UNION ALL SELECT * FROM ins) AS granted"""
 
 
-def _release(clock: str) -> str:
+def _release(clock: str, unheld: str = "l.owner = ''", lost: str = "") -> str:
     return f"""
 UPDATE {TABLE} l SET owner = '',
     expires_at = GREATEST(clock.now, {SINCE} + %(min_hold)s * interval '1 microsecond'),
     ttl = CASE WHEN {_us(f"clock.now - {SINCE}")} < %(min_hold)s THEN %(min_hold)s ELSE 0 END,
-    total_hold = l.total_hold + CASE WHEN l.owner = '' THEN 0
+    total_hold = l.total_hold + CASE WHEN {unheld} THEN 0
         ELSE {_us(f"clock.now - {SINCE}")} END,
-    longest_hold = GREATEST(l.longest_hold, CASE WHEN l.owner = '' THEN 0
-        ELSE {_us(f"clock.now - {SINCE}")} END)
+    longest_hold = GREATEST(l.longest_hold, CASE WHEN {unheld} THEN 0
+        ELSE {_us(f"clock.now - {SINCE}")} END){lost}
 FROM ({clock}) clock WHERE """
+
+
+LATE = "l.owner <> '' AND l.expires_at <= clock.now"  # see Note [What counts] in `stats.py`
+LOST_BY_RELEASE = f""",
+    losses = l.losses + ({LATE})::int,
+    lost_at = CASE WHEN {LATE} THEN clock.now ELSE l.lost_at END"""
+RELEASE_ALONE = _release(CLOCK_ASYNC, "l.owner = '' OR l.expires_at <= clock.now", LOST_BY_RELEASE)
 
 
 TYPES = {
@@ -154,9 +167,7 @@ WHERE l.expires_at > clock.now AND l.owner NOT IN (SELECT owner FROM upd)"""
 # No join with upd: its rows are estimated at one, and thousands would be joined in nested loops.
 
 RELEASE = f"{_release(CLOCK)}{OURS} RETURNING {NOTIFY}"
-RELEASE_ASYNC = Statement(
-    "distlock_release", f"{_release(CLOCK_ASYNC)}{OURS} RETURNING {NOTIFY}", TYPES
-)
+RELEASE_ASYNC = Statement("distlock_release", f"{RELEASE_ALONE}{OURS} RETURNING {NOTIFY}", TYPES)
 
 FREE = f"""
 WITH mine AS (
@@ -179,6 +190,8 @@ FOR KEY SHARE"""
 HOLDER = f"""
 SELECT {COLUMNS} FROM {TABLE} l
 WHERE {ROW} AND l.expires_at > clock_timestamp() AND NOT {NOBODYS}"""
+
+STATS = f"SELECT {COUNTERS}, {_us('l.lost_at')} FROM {TABLE} l WHERE {ROW}"
 
 LOOK = f"""
 WITH clock AS MATERIALIZED ({CLOCK}), awaited AS (
@@ -205,6 +218,7 @@ WITH clock AS MATERIALIZED ({CLOCK}), shown AS (
     FOR UPDATE OF l NOWAIT
 ) UPDATE {TABLE} l SET owner = '', expires_at = clock.now, ttl = 0,
     losses = l.losses + CASE WHEN l.owner = '' THEN 0 ELSE 1 END,
+    lost_at = CASE WHEN l.owner = '' THEN l.lost_at ELSE clock.now END,
     fencing_token = GREATEST(l.fencing_token + 1, {_us("clock.now")})
 FROM shown, clock WHERE l.id = shown.id
 RETURNING l.fencing_token, {NOTIFY}"""
@@ -309,6 +323,12 @@ class PostgreSQL(Backend):
             cursor.execute(HOLDER, {"name": name, "slot": slot})
             row = cursor.fetchone()
         return holder_of(row) if row else None
+
+    def stats(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> LockStats | None:
+        with connection.cursor() as cursor:
+            cursor.execute(STATS, {"name": name, "slot": slot})
+            row = cursor.fetchone()
+        return stats_of(name, row) if row else None
 
     def look(
         self, connection: BaseDatabaseWrapper, keys: Sequence[tuple[str, int]], *, mark: bool = True

@@ -43,6 +43,8 @@ ROW = "name = %(name)s AND slot = %(slot)s"
 NOBODYS = "(owner = '' AND ttl = 0)"  # see Note [Nobody's row] in `base.py`
 RESUMED = "(owner = '' AND thread = %(thread)s AND %(resumes)s)"
 ALIVE = f"owner = excluded.owner AND expires_at > {NOW}"  # see Note [A grant is found again]
+ANEW = "(owner <> excluded.owner)"
+LOST = "(owner NOT IN ('', excluded.owner))"
 OURS = f"{ROW} AND (owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
 
 BUSY = f"""
@@ -52,36 +54,46 @@ WHERE {ROW} AND expires_at > {NOW} AND NOT {NOBODYS} AND NOT {RESUMED}
 
 GRANT = f"""
 INSERT INTO {TABLE} (name, slot, owner, fencing_token, acquired_at, expires_at, ttl,
-    host, pid, thread, note, acquisitions, losses,
+    host, pid, thread, note, acquisitions, waits, losses,
     total_hold, longest_hold, total_wait, longest_wait)
 VALUES (%(name)s, %(slot)s, %(owner)s,
     MAX({_us("'now'")}, COALESCE((SELECT m.fencing_token + 1 FROM {TABLE} m
         WHERE m.name = '' AND m.slot = 0), 0)),
-    {NOW}, {_in("%(first)s")}, %(ttl)s, %(host)s, %(pid)s, %(thread)s, %(note)s, 1, 0,
-    0, 0, %(waited)s, %(waited)s)
+    {NOW}, {_in("%(first)s")}, %(ttl)s, %(host)s, %(pid)s, %(thread)s, %(note)s, 1,
+    %(waited)s > 0, 0, 0, 0, %(waited)s, %(waited)s)
 ON CONFLICT (name, slot) DO UPDATE SET owner = excluded.owner,
     fencing_token = CASE WHEN {ALIVE} THEN fencing_token
         ELSE MAX(fencing_token + 1, {_us("'now'")}) END,
     acquired_at = excluded.acquired_at, expires_at = excluded.expires_at, ttl = excluded.ttl,
     host = excluded.host, pid = excluded.pid, thread = excluded.thread, note = excluded.note,
-    acquisitions = acquisitions + 1,
-    losses = losses + (owner NOT IN ('', excluded.owner)),
-    total_wait = total_wait + excluded.total_wait,
+    acquisitions = acquisitions + {ANEW}, waits = waits + {ANEW} * excluded.waits,
+    losses = losses + {LOST}, lost_at = CASE WHEN {LOST} THEN {NOW} ELSE lost_at END,
+    total_wait = total_wait + {ANEW} * excluded.total_wait,
     longest_wait = MAX(longest_wait, excluded.longest_wait)
 WHERE expires_at <= {NOW} OR {NOBODYS} OR {RESUMED} OR owner = excluded.owner
 RETURNING {GRANTED}"""
 
 SINCE = f"MIN(acquired_at, {NOW})"  # the clock may have been set back meanwhile
-RELEASE = f"""
+
+
+def _release(unheld: str = "owner = ''", lost: str = "") -> str:
+    return f"""
 UPDATE {TABLE} SET owner = '',
     expires_at = MAX({NOW}, strftime('%%Y-%%m-%%d %%H:%%M:%%f', {SINCE},
         {_seconds("%(min_hold)s")}) || '000'),
     ttl = CASE WHEN {_us("'now'")} - {_us(SINCE)} < %(min_hold)s THEN %(min_hold)s ELSE 0 END,
-    total_hold = total_hold + CASE WHEN owner = '' THEN 0
+    total_hold = total_hold + CASE WHEN {unheld} THEN 0
         ELSE {_us("'now'")} - {_us(SINCE)} END,
-    longest_hold = MAX(longest_hold, CASE WHEN owner = '' THEN 0
-        ELSE {_us("'now'")} - {_us(SINCE)} END)
+    longest_hold = MAX(longest_hold, CASE WHEN {unheld} THEN 0
+        ELSE {_us("'now'")} - {_us(SINCE)} END){lost}
 WHERE {OURS}"""
+
+
+LATE = f"(owner <> '' AND expires_at <= {NOW})"  # see Note [What counts] in `stats.py`
+LOST_BY_RELEASE = f""",
+    losses = losses + {LATE}, lost_at = CASE WHEN {LATE} THEN {NOW} ELSE lost_at END"""
+RELEASE = _release()
+RELEASE_ALONE = _release(f"owner = '' OR expires_at <= {NOW}", LOST_BY_RELEASE)
 
 TAKE_WRITE_LOCK = f"UPDATE {TABLE} SET owner = owner WHERE id = -1"
 
@@ -135,7 +147,7 @@ class SQLite(Generic):
 
     def release(self, connection: BaseDatabaseWrapper, held: Held, *, alone: bool) -> bool:
         with connection.cursor() as cursor:
-            cursor.execute(RELEASE, parameters_of(held))
+            cursor.execute(RELEASE_ALONE if alone else RELEASE, parameters_of(held))
             return bool(cursor.rowcount == 1)
 
     def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import places, signals
 from ..backends.base import Backend, Claim, Grant, Held, Holder, holder_of
+from ..backends.stats import LockStats
 from ..events import log
 from ..exceptions import LockError
 from ..terms import State
@@ -102,6 +103,9 @@ class AllGranted(Backend):
 
     def holder(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> Holder | None:
         return next((one for one in list(self.held.values())[::-1] if one.name == name), None)
+
+    def stats(self, connection: BaseDatabaseWrapper, name: str, slot: int) -> LockStats | None:
+        return None
 
 
 def _now() -> int:

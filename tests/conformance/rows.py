@@ -33,7 +33,7 @@ FAR = 9_000_000_000_000_000
 LIMIT = 20.0
 """Seconds after which a test's own thread counts as hung."""
 
-MOMENTS = ("acquired_at", "expires_at")
+MOMENTS = ("acquired_at", "expires_at", "lost_at")
 NOW = {
     "postgresql": "clock_timestamp()",
     "mysql": "UTC_TIMESTAMP(6)",

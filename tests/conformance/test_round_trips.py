@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from distlock import lock
 from distlock.backends.base import Backend
-from tests.conformance.rows import claim, expire, take
+from tests.conformance.rows import TABLE, claim, execute, expire, query, take
 
 pytestmark = [
     pytest.mark.vendor("postgresql", "mysql"),
@@ -69,7 +69,31 @@ def test_every_verb_is_one_statement(backend: Backend, statements: list[str]) ->
     backend.renew(connection, [held, held])
     backend.guard(connection, held)
     backend.holder(connection, "n", 0)
+    backend.stats(connection, "n", 0)
     backend.free(connection, held)
     backend.force_release(connection, "n", 0, held.token)
     backend.purge(connection, 0, 0, 10)
-    assert len(statements) == 7
+    assert len(statements) == 8
+
+
+@pytest.mark.vendor("postgresql")
+def test_what_is_counted_changes_no_index(backend: Backend) -> None:
+    """Every update is a heap-only tuple: no column that the statements write has an index."""
+    with transaction.atomic():
+        execute(f"TRUNCATE {TABLE}")
+        take(backend, "dead")
+        for number in range(4):
+            expire()
+            assert backend.grant(connection, claim(f"owner {number}"), 1.5)
+        expire()
+        held = take(backend)
+        assert backend.renew(connection, [held])
+        assert backend.force_release(connection, "n", 0, held.token)
+        held = take(backend)
+        expire()
+        assert backend.release(connection, held, alone=True)
+        [(updated, hot)] = query(
+            f"SELECT pg_stat_get_xact_tuples_updated('{TABLE}'::regclass), "
+            f"pg_stat_get_xact_tuples_hot_updated('{TABLE}'::regclass)"
+        )
+    assert updated == hot >= 14

@@ -14,7 +14,7 @@ from django.db import Error
 from ...arguments import checked_name
 from ...backends.base import EPOCH, MICROSECOND, in_convention
 from ...deadlines import seconds
-from ...listing import Listing, as_json, listing
+from ...listing import Listing, as_json, listing, stats_in
 from ...states import LockState, duration, moment
 from ..options import add_database, connection_to, remedy_for, whole_number
 from ..table import table
@@ -28,6 +28,10 @@ PATIENCE = 10.0
 """Seconds that a list may take."""
 EVERY = 2.0
 
+STATS_HEADER = (
+    *("LOCK", "GRANTS", "WAITED FOR", "MEAN WAIT", "LONGEST WAIT"),
+    *("MEAN HOLD", "LONGEST HOLD", "LOSSES", "LAST LOSS"),
+)
 HEADER = ("LOCK", "STATE", "HOLDER", "HELD FOR", "TIME LEFT", "TOKEN", "NOTE")
 AROUND = 4
 """Lines of the terminal that are not for locks."""
@@ -50,7 +54,8 @@ class Command(BaseCommand):
         add("--held", action="store_true", help="Only those that somebody has now.")
         add("--name", metavar="PREFIX", default="", help="Only those whose name begins so.")
         add("--limit", metavar="N", default=LIMIT, help=f"How many at most (default: {LIMIT}).")
-        add("--json", action="store_true", help="For programs.")
+        add("--stats", action="store_true", help="What each has counted, and not who holds it.")
+        add("--json", action="store_true", help="For programs; has both.")
         add(
             "--watch",
             metavar="SECONDS",
@@ -63,6 +68,7 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         """Show the list. Raises `CommandError` that names the remedy."""
         self.held, self.prefix = options["held"], _prefix(options["name"])
+        self.stats = options["stats"]
         self.limit = whole_number(options["limit"], "--limit", 1, HIGHEST)
         connection = connection_to(options["database"])
         if options["watch"] is not None:
@@ -74,7 +80,7 @@ class Command(BaseCommand):
         if options["json"]:
             self.stdout.write(json.dumps(_as_json(found), indent=2))
         else:
-            self.stdout.write("\n".join(_lines(found, self._width())))
+            self.stdout.write("\n".join(self._lines(found, self._width())))
 
     def _listing(self, connection: BaseDatabaseWrapper, limit: int) -> Listing:
         try:
@@ -117,14 +123,17 @@ class Command(BaseCommand):
             connection.close()
             return str(error).splitlines()
         at = in_convention(EPOCH + found.now * MICROSECOND)
-        return [f"{connection.alias}, {moment(at)}", "", *_lines(found, size.columns)]
+        return [f"{connection.alias}, {moment(at)}", "", *self._lines(found, size.columns)]
 
-
-def _lines(found: Listing, width: int | None) -> list[str]:
-    if not found.rows:
-        return [found.cut_off or "There are none."]
-    lines = table([HEADER, *(_cells(row, found) for row in found.rows)], width)
-    return [*lines, found.cut_off] if found.cut_off else lines
+    def _lines(self, found: Listing, width: int | None) -> list[str]:
+        if not found.rows:
+            return [found.cut_off or "There are none."]
+        if self.stats:
+            rows = [STATS_HEADER, *map(_stats_cells, found.rows)]
+        else:
+            rows = [HEADER, *(_cells(row, found) for row in found.rows)]
+        lines = table(rows, width)
+        return [*lines, found.cut_off] if found.cut_off else lines
 
 
 def _cells(row: Any, found: Listing) -> tuple[str, ...]:
@@ -140,6 +149,25 @@ def _cells(row: Any, found: Listing) -> tuple[str, ...]:
         str(said["token"]),
         holder["note"] if holder else "",
     )
+
+
+def _stats_cells(row: Any) -> tuple[str, ...]:
+    stats = stats_in(row)
+    return (
+        str(row),
+        str(stats.acquisitions),
+        f"{stats.share_waited:.0%}" if stats.acquisitions else "",
+        _seconds(stats.mean_waited, stats.waits),
+        _seconds(stats.longest_waited, stats.waits),
+        _seconds(stats.mean_held, stats.releases),
+        _seconds(stats.longest_held, stats.releases),
+        str(stats.losses),
+        moment(stats.last_lost_at) if stats.last_lost_at else "",
+    )
+
+
+def _seconds(value: float, of: int) -> str:
+    return duration(int(value * 1_000_000)) if of else ""
 
 
 def _as_json(found: Listing) -> dict[str, Any]:
