@@ -103,8 +103,16 @@ def fault(mutant: Mutant) -> str | None:
 
 def _is_there(name: str) -> bool:
     path, *test = node(name).split("::")
-    file = ROOT / path
-    return file.exists() and (not test or f"def {test[-1]}(" in file.read_text())
+    if not (ROOT / path).exists():
+        return False
+    found: list[ast.stmt] = ast.parse((ROOT / path).read_text()).body
+    for part in test:
+        named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        inside = [each for each in found if isinstance(each, named) and each.name == part]
+        if not inside:
+            return False
+        found = inside[0].body
+    return True
 
 
 class Copy:
