@@ -17,7 +17,17 @@ from ..conf import settings
 from ..models import DistributedLock, Job
 from ..receipts import PREFIX
 from ..states import MEANING_OF_JOB, JobState, job_state_at, moment
-from .common import NOTHING, ReadOnlyAdmin, badge_of, link_to, now_of, unmistakable
+from .common import (
+    NOTHING,
+    SearchFilter,
+    badge_of,
+    labelled,
+    link_to,
+    may_view,
+    now_of,
+    unmistakable,
+)
+from .rerunning import Rerunning
 
 if TYPE_CHECKING:
     from django_stubs_ext import WithAnnotations
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
 
     Row = WithAnnotations[Job, _Live]
 
-RUN = ("task", "task_id", "attempts", "created", "started", "finished")
+RUN = ("task", "task_id", "attempts_shown", "created", "started", "finished", "unpublished")
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -51,7 +61,7 @@ def _moment_of(field: str, description: Any) -> Any:
     @admin.display(description=description, ordering=field)
     def column(self: Any, row: Any) -> str:
         value = getattr(row, field)
-        return NOTHING if value is None else moment(value)
+        return NOTHING if value is None else labelled(description, moment(value))
 
     return column
 
@@ -71,25 +81,36 @@ def _json_of(field: str, description: Any) -> Any:
 
 
 @admin.register(Job)
-class JobAdmin(ReadOnlyAdmin):
-    """Shows jobs and their receipts."""
+class JobAdmin(Rerunning):
+    """Shows jobs and their receipts, frees them and lets them run again."""
 
-    list_display = ("key_and_task", "badge", "attempts", "finished", "expires")
-    list_filter = (StateFilter,)
+    keys = (("pk",), ("key",))
+    name_field = "key"
+
+    list_display = ("key_and_task", "badge", "attempts_shown", "finished", "expires")
+    list_filter = (StateFilter, SearchFilter)
     ordering = ("-pk",)
     search_fields = ("key", "task", "task_id")
-    search_help_text = gettext_lazy("Key, task or task id")
-    change_form_template = "distlock/admin/job.html"
-    fieldsets = (
-        (None, {"fields": ("job", "badge", "expires", "token", "lock")}),
-        (gettext_lazy("Run"), {"fields": RUN}),
-        (gettext_lazy("Data"), {"fields": ("arguments_shown", "result_shown")}),
+    search_help_text = gettext_lazy(
+        "The beginning of a key. Anywhere in key, task and task id: choose so beside the list."
     )
+    actions = ("free", "rerun")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
         """Return the jobs, each with its state at this request."""
         rows: QuerySet[Job] = super().get_queryset(request)
         return rows.annotate(status=job_state_at(now_of(request)))
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Return what the detail view shows, with the lock if somebody may see that."""
+        first = ["job", "badge", "expires", "token"]
+        if may_view(request, DistributedLock):
+            first.append("lock")
+        return [
+            (None, {"fields": first}),
+            (gettext_lazy("Run"), {"fields": RUN}),
+            (gettext_lazy("Data"), {"fields": ("arguments_shown", "result_shown")}),
+        ]
 
     # -- columns ---------------------------------------------------------------------------------
 
@@ -112,10 +133,16 @@ class JobAdmin(ReadOnlyAdmin):
         """Return the state as a badge."""
         return badge_of(JobState(row.status), MEANING_OF_JOB)
 
+    @admin.display(description=gettext_lazy("attempts"), ordering="attempts")
+    def attempts_shown(self, row: Row) -> str:
+        """Return how often it was begun."""
+        return labelled(gettext_lazy("attempts"), str(row.attempts))
+
     created = _moment_of("created_at", gettext_lazy("first seen"))
     started = _moment_of("started_at", gettext_lazy("started"))
     finished = _moment_of("finished_at", gettext_lazy("finished"))
     expires = _moment_of("expires_at", gettext_lazy("expires"))
+    unpublished = _moment_of("unpublished_since", gettext_lazy("unpublished since"))
 
     # -- the detail view -------------------------------------------------------------------------
 
