@@ -63,8 +63,12 @@ class LockColumns:
     def badge(self, row: Row) -> str:
         """Return the state as a badge, and whether somebody waits, if so."""
         waits = self.waiting(row) if _waiters(row) else ""
-        state = badge_of(LockState(row.state), MEANING)
-        return format_html('{}<div class="distlock-waits">{}</div>', state, waits)
+        return format_html('{}<div class="distlock-waits">{}</div>', self.state_shown(row), waits)
+
+    @admin.display(description=gettext_lazy("state"))
+    def state_shown(self, row: Row) -> str:
+        """Return the state alone, where `waiting` stands beside it."""
+        return badge_of(LockState(row.state), MEANING)
 
     @admin.display(description=gettext_lazy("waiting"))
     def waiting(self, row: Row) -> str:
@@ -110,7 +114,7 @@ class LockColumns:
     def held_since(self, row: Row) -> str:
         """Return for how long the holder has had it, and since when."""
         if not row.owner or row.acquired_at is None:
-            return NOTHING
+            return labelled(gettext_lazy("held since"), NOTHING)
         return labelled(
             gettext_lazy("held since"),
             format_html(
@@ -125,7 +129,7 @@ class LockColumns:
     def time_left(self, row: Row) -> str:
         """Return how long the lease still lasts, or how long it has been over."""
         if row.state == LockState.FREE:
-            return NOTHING
+            return labelled(gettext_lazy("time left"), NOTHING)
         ends = microseconds(row.expires_at)
         if ends <= row.now:
             over = format_html("{} {}", _("over for"), _counting(row, ends, "since"))
@@ -161,7 +165,7 @@ class LockColumns:
     def holds(self, row: Row) -> str:
         """Return how often it was granted, how long it was held, and how often it was lost."""
         if not row.acquisitions:
-            return NOTHING
+            return labelled(gettext_lazy("holds"), NOTHING)
         lost = ""
         if row.losses:
             text = ngettext("%d lost", "%d lost", row.losses) % row.losses
@@ -173,9 +177,9 @@ class LockColumns:
     @admin.display(description=gettext_lazy("waits"), ordering="waits")
     def waits_shown(self, row: Row) -> str:
         """Return which share of the grants waited, and for how long."""
-        if not row.acquisitions:
-            return NOTHING
-        cell = _figures(self.share(row), self.mean_waited(row), duration(row.longest_wait))
+        cell = self.share(row)
+        if row.total_wait:
+            cell = _figures(cell, self.mean_waited(row), duration(row.longest_wait))
         return labelled(gettext_lazy("waits"), cell)
 
     @admin.display(description=gettext_lazy("grants that waited"))

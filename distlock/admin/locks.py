@@ -89,12 +89,12 @@ class DistributedLockAdmin(Releasing, Live, LockColumns):
     ordering = ("name", "slot")
     search_fields = ("name", "host", "pid", "thread", "note")
     search_help_text = gettext_lazy(
-        "The beginning of a name. Anywhere in name, host, process id, thread or task, and note: "
-        "choose so beside the list."
+        "Finds names that begin so. To search host, process id, thread or task, and note, too, "
+        "choose “anywhere” among the filters."
     )
     actions = ("force_release",)
     live_in_list = list_display[1:]
-    live_in_detail = ("badge", "waiting", "time_left", "expires", "renewed")
+    live_in_detail = ("state_shown", "waiting", "time_left", "expires", "renewed")
 
     # -- what is shown ---------------------------------------------------------------------------
 
@@ -118,17 +118,18 @@ class DistributedLockAdmin(Releasing, Live, LockColumns):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """Return what the detail view shows, with the job if somebody may see that."""
-        first = ["lock", "badge", "waiting", "time_left", "expires", "token"]
+        first: list[Any] = ["lock", ("state_shown", "waiting"), ("time_left", "expires"), "token"]
         if may_view(request, Job) and obj is not None and _job_key(obj):
             first.append("job")
         told = gettext_lazy("Of a lock that is not held: the last one.")
-        holder = ("host", "process_id", "thread", "note", "held_since", "renewed", "lease", "owner")
-        figures = ("grants", "share", "losses", "mean_held", "longest_held")
+        process, times = ("host", "process_id"), ("held_since", "renewed")
+        holder = (process, "thread", "note", times, ("lease", "owner"))
+        figures = (("grants", "share"), "losses", ("mean_held", "longest_held"))
         return [
             (None, {"fields": first}),
             (gettext_lazy("Holder"), {"fields": holder, "description": told}),
             (gettext_lazy("Story"), {"fields": ("story",)}),
-            (gettext_lazy("So far"), {"fields": (*figures, "mean_waited", "longest_waited")}),
+            (gettext_lazy("So far"), {"fields": (*figures, ("mean_waited", "longest_waited"))}),
         ]
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:

@@ -116,6 +116,7 @@ class Rerunning(ReadOnlyAdmin):
                     self._left_alone(request, shown[1])
             return None
         rows = list(queryset[: AT_ONCE + 1])
+        self.complete(request, rows)
         able = [row for row in rows if may(row)]
         if len(rows) > AT_ONCE:
             text = TOO_MANY % AT_ONCE
@@ -133,7 +134,9 @@ class Rerunning(ReadOnlyAdmin):
         pk = chosen[0]
         if isinstance(pk, str):
             raise BadRequest(f"Not the primary key of a job: {pk!r}.")
-        return self.get_queryset(request).filter(pk=pk).first()
+        found = list(self.get_queryset(request).filter(pk=pk))
+        self.complete(request, found)
+        return found[0] if found else None
 
     def _left_alone(self, request: HttpRequest, key: Any) -> None:
         self.message_user(request, LEFT_ALONE % {"key": key}, messages.ERROR)

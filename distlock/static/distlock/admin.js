@@ -58,7 +58,8 @@
 
     function cell(pk, column) {
       if (detail) {
-        return document.querySelector(`.form-row.field-${column} .readonly`);
+        return document.querySelector(`.fieldBox.field-${column} .readonly`)
+          || document.querySelector(`.form-row.field-${column} .readonly`);
       }
       const name = document.querySelector(`[data-distlock-pk="${pk}"]`);
       return name && name.closest("tr").querySelector(`.field-${column}`);
