@@ -30,39 +30,28 @@ MILLION = 1_000_000
 LOCKS, JOBS = "/admin/distlock/distributedlock/", "/admin/distlock/job/"
 TABLES = ("distlock_distributedlock", "distlock_job", "distlock_ticket")
 MIDDLE = "lock:0500000"
-FILL = {
-    "postgresql": (
-        (
-            "INSERT INTO distlock_distributedlock (name, slot, fencing_token, host, owner, expires_at) "
-            "SELECT 'lock:' || lpad(n::text, 7, '0'), 0, n, 'web-' || n %% 7, '', now() "
-            "FROM generate_series(1, %s) n"
-        ),
-        (
-            "INSERT INTO distlock_job (key, state, task, expires_at) "
-            "SELECT 'job:' || lpad(n::text, 7, '0'), 'running', 'shop.pay', now() "
-            "FROM generate_series(1, %s) n"
-        ),
-    ),
-    "mysql": (
-        (
-            "INSERT INTO distlock_distributedlock (name, slot, fencing_token, host, owner, expires_at) "
-            "SELECT CONCAT('lock:', LPAD(seq, 7, '0')), 0, seq, CONCAT('web-', seq %% 7), '', "
-            "UTC_TIMESTAMP(6) FROM seq_1_to_1000000 WHERE seq <= %s"
-        ),
-        (
-            "INSERT INTO distlock_job (`key`, state, task, expires_at) "
-            "SELECT CONCAT('job:', LPAD(seq, 7, '0')), 'running', 'shop.pay', UTC_TIMESTAMP(6) "
-            "FROM seq_1_to_1000000 WHERE seq <= %s"
-        ),
-    ),
+NUMBERS = {
+    "postgresql": "generate_series(1, %s) AS n (seq)",
+    "mysql": "seq_1_to_1000000 WHERE seq <= %s",
 }
+LOCK = "CONCAT('lock:', LPAD(RTRIM(CAST(seq AS char(7))), 7, '0')), seq, 'web-1', CURRENT_TIMESTAMP"
+JOB = "CONCAT('job:', LPAD(RTRIM(CAST(seq AS char(7))), 7, '0')), 'running', CURRENT_TIMESTAMP"
+
+
+def fill() -> None:
+    key = connection.ops.quote_name("key")
+    for columns, values in (
+        ("distlock_distributedlock (name, fencing_token, host, expires_at)", LOCK),
+        (f"distlock_job ({key}, state, expires_at)", JOB),
+    ):
+        numbers = NUMBERS[connection.vendor]
+        execute(f"INSERT INTO {columns} SELECT {values} FROM {numbers}", [MILLION])
 
 
 @pytest.fixture
 def million(transactional_db: None) -> Iterator[Client]:
     """A browser, and a million rows in each table."""
-    for statement in FILL[connection.vendor]:
-        execute(statement, [MILLION])
+    fill()
     for table in TABLES:
         execute(f"{'ANALYZE TABLE' if connection.vendor == 'mysql' else 'ANALYZE'} {table}")
     yield browser("view_distributedlock", "view_job", "force_release", "free_job", "rerun_job")

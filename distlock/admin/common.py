@@ -100,8 +100,6 @@ class ReadOnlyAdmin(ModelAdmin):
         """Return what begins so; or, if so chosen, what has it anywhere."""
         if SearchFilter.parameter_name in request.GET:
             return super().get_search_results(request, queryset, search_term)
-        if "\0" in search_term or not search_term:
-            return (queryset.none() if search_term else queryset), False
         return queryset.filter(with_prefix(search_term, self.name_field)), False
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:

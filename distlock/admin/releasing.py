@@ -115,11 +115,11 @@ def _left_out(count: int) -> str:
     if not count:
         return ""
     text = ngettext(
-        "One more selected lock is not held and is left out.",
+        "%d more selected lock is not held and is left out.",
         "%d more selected locks are not held and are left out.",
         count,
     )
-    return text % count if "%d" in text else text
+    return text % count
 
 
 def _checked(chosen: list[Any]) -> tuple[str, int, int]:

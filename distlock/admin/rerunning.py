@@ -241,8 +241,8 @@ def _left_out(count: int) -> str:
     if not count:
         return ""
     text = ngettext(
-        "One more selected job is left out: there is nothing to do for it.",
+        "%d more selected job is left out: there is nothing to do for it.",
         "%d more selected jobs are left out: there is nothing to do for them.",
         count,
     )
-    return text % count if "%d" in text else text
+    return text % count
