@@ -176,6 +176,7 @@ def shoot(context: Any, address: str, button: str, target: Path) -> None:
 
 def main(folder: Path) -> None:
     """Take the pictures."""
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # Playwright runs a loop in this thread
     if not CHROMIUM:
         sys.exit("chromium is not installed: apt-get install chromium")
     folder.mkdir(exist_ok=True)
