@@ -14,6 +14,7 @@ from django.test import override_settings
 
 from distlock import lock
 from distlock.admin import live
+from distlock.backends.tickets import draw
 from distlock.models import DistributedLock
 from tests.browser.pages import CHROMIUM, WIDTHS, browser, logged_in, server
 from tests.conformance.rows import MINUTE, SECOND, write
@@ -142,10 +143,15 @@ def test_nobody_looks_nobody_asks(page: Any) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_everything_fits_and_can_be_read(chromium: Any, site: str, width: str, theme: str) -> None:
+@pytest.mark.parametrize(("theme", "language"), [("light", "en-us"), ("dark", "de")])
+def test_everything_fits_and_can_be_read(
+    chromium: Any, site: str, width: str, theme: str, language: str, settings: Any
+) -> None:
+    settings.LANGUAGE_CODE = language
     long = "n" * 200
     hold(long, note="w" * 200, thread="t" * 200, host="h" * 200, ttl=2 * MINUTE)
+    write(long, losses=2, acquisitions=10**9, total_wait=10**15, longest_wait=10**13)
+    draw(connections["default"], long, 0, "me", 2**60)
     across, down = WIDTHS[width]
     context = chromium.new_context(
         base_url=site, viewport={"width": across, "height": down}, color_scheme=theme
@@ -157,7 +163,7 @@ def test_everything_fits_and_can_be_read(chromium: Any, site: str, width: str, t
         assert page.evaluate(BEYOND) == [], address
         faint = page.evaluate(CONTRAST)
         assert faint == [], address
-    page.get_by_role("button", name="Force-release…").click()
+    page.locator(".object-tools button").click()
     page.wait_for_load_state()
     assert page.evaluate(BEYOND) == []
     assert page.evaluate(CONTRAST) == []
