@@ -80,7 +80,7 @@ class Ticket(models.Model):
         return f"{self.name} {self.pk}"
 
 
-NAMED = Q(name__gt="")
+NAMED = ~Q(name="")
 """Every row but the reserved one; see Note [High-water mark] in `backends/base.py`."""
 
 

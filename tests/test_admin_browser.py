@@ -108,11 +108,15 @@ def test_a_page_that_stays_open_tells_the_truth(page: Any) -> None:
 
 
 def test_a_page_that_gets_no_answer_says_so_and_goes_on(page: Any) -> None:
-    hold("n")
-    page.goto(LIST)
+    hold("n", ttl=2 * MINUTE, expires_at=100 * SECOND)
     page.route("**/live/**", lambda route: route.abort())
+    page.goto(LIST)
     note = page.locator("#distlock-live")
     assert eventually(lambda: "does not answer" in note.inner_text(), 20)
+    # It counts on by itself.
+    for column in ("time_left", "held_since"):
+        before = cell(page, "n", column)
+        assert eventually(lambda: cell(page, "n", column) != before, 20)  # noqa: B023
     page.unroute("**/live/**")
     assert eventually(lambda: note.inner_text() == "Refreshes itself", 30)
 

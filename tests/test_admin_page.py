@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.test import Client
+from django.urls import path
 
 from distlock import admin as pages
 from distlock.models import DistributedLock, Job
@@ -24,18 +26,20 @@ NAMES = ("locks", "lock", "force-release", "jobs", "job", "run-again")
 
 
 @pytest.fixture
-def own_admin() -> Iterator[None]:
-    """The registry of the admin, put back at the end."""
+def own_admin() -> Iterator[ModuleType]:
+    """The registry of the admin, put back at the end; and a place for the addresses."""
     before = dict(admin.site._registry)
-    yield
+    urls = ModuleType("own_urls")
+    yield urls
     admin.site._registry = before
 
 
-@pytest.mark.usefixtures("own_admin")
-def test_the_code_of_the_page_runs() -> None:
+def test_the_code_of_the_page_runs(own_admin: Any, settings: Any) -> None:
     said: dict[str, Any] = {}
     for block in re.findall(r"(?ms)^```python\n(.*?)^```$", PAGE.read_text()):
         exec(compile(block, str(PAGE), "exec"), said)
+    own_admin.urlpatterns = [path("admin/", admin.site.urls)]
+    settings.ROOT_URLCONF = own_admin
     assert isinstance(admin.site._registry[DistributedLock], said["Locks"])
     assert issubclass(said["Locks"], pages.DistributedLockAdmin)
     assert said["operators"].permissions.count() == 5

@@ -81,22 +81,20 @@ class KeysetChangeList(ChangeList):
     def _by_key(self, request: HttpRequest, key: tuple[str, ...]) -> list[Any]:
         """Return the page behind, or before, the row that the address names."""
         after, before = request.GET.get(AFTER), request.GET.get(BEFORE)
-        rows, backward = self.queryset, after is None and before is not None
-        down = str(rows.query.order_by[0]).startswith("-")
-        if after is not None or before is not None:
-            values = self._values(after if after is not None else before or "", key)
-            rows = rows.filter(_beyond(key, values, up=backward == down))
-        found = list((rows.reverse() if backward else rows)[: self.list_per_page + 1])
-        more = len(found) > self.list_per_page
-        found = found[: self.list_per_page]
+        cursor, backward = before if after is None else after, after is None and before is not None
+        rows = self.queryset
+        if cursor is not None:
+            down = str(rows.query.order_by[0]).startswith("-")
+            rows = rows.filter(_beyond(key, self._values(cursor, key), up=backward == down))
+        found, more = self._cut(rows.reverse() if backward else rows)
         if backward:
             found.reverse()
-        if found and (more if backward else after is not None):
-            self.previous_url = self._url({BEFORE: _cursor(found[0], key)})
-        if found and (backward or more):
-            self.next_url = self._url({AFTER: _cursor(found[-1], key)})
-        if (after is not None or before is not None) and (self.previous_url or not found):
-            self.first_url = self._url({})
+        if found and (more if backward else cursor is not None):
+            self.previous_url = self.get_query_string({BEFORE: _cursor(found[0], key)})
+        if found and (more or backward):
+            self.next_url = self.get_query_string({AFTER: _cursor(found[-1], key)})
+        if cursor is not None and (self.previous_url or not found):
+            self.first_url = self.get_query_string()
         return found
 
     def _values(self, cursor: str, key: tuple[str, ...]) -> list[Any]:
@@ -115,17 +113,18 @@ class KeysetChangeList(ChangeList):
         number = self.page_num
         if not 1 <= number <= FARTHEST:
             raise IncorrectLookupParameters
-        start = (number - 1) * self.list_per_page
-        found = list(self.queryset[start : start + self.list_per_page + 1])
+        found, more = self._cut(self.queryset[(number - 1) * self.list_per_page :])
         if number > 1:
-            self.first_url = self._url({})
-            self.previous_url = self._url({PAGE_VAR: number - 1})
-        if len(found) > self.list_per_page:
-            self.next_url = self._url({PAGE_VAR: number + 1})
-        return found[: self.list_per_page]
+            self.first_url = self.get_query_string()
+            self.previous_url = self.get_query_string({PAGE_VAR: number - 1})
+        if more:
+            self.next_url = self.get_query_string({PAGE_VAR: number + 1})
+        return found
 
-    def _url(self, where: dict[str, Any]) -> str:
-        return self.get_query_string(where)
+    def _cut(self, rows: QuerySet[Any]) -> tuple[list[Any], bool]:
+        """Return as many rows as a page has, and whether there are more."""
+        found = list(rows[: self.list_per_page + 1])
+        return found[: self.list_per_page], len(found) > self.list_per_page
 
 
 def _beyond(key: Sequence[str], values: Sequence[Any], *, up: bool) -> Q:
