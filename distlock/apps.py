@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.core import checks as django_checks
+from django.utils.translation import gettext_lazy as _
 
 
 class DistlockConfig(AppConfig):
     """Registers the system checks and the log receivers."""
 
     name = "distlock"
-    verbose_name = "Distributed locks"
+    verbose_name = _("Distributed locks")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

@@ -64,19 +64,19 @@ def listing(alias: str, *, held: bool, prefix: str, limit: int, patience: float)
     return found
 
 
-def with_prefix(prefix: str) -> Q:
+def with_prefix(prefix: str, field: str = "name") -> Q:
     """Return the condition that a name begins so, as a range of the key.
 
     LIKE would ignore the case on SQLite, and the key on MySQL.
     """
-    within = Q(name__gte=prefix) if prefix else Q()
+    within = Q((f"{field}__gte", prefix)) if prefix else Q()
     head = prefix.rstrip(chr(LAST))
     if not head:
         return within
     after = ord(head[-1]) + 1
     if after in SURROGATES:
         after = SURROGATES.stop
-    return within & Q(name__lt=head[:-1] + chr(after))
+    return within & Q((f"{field}__lt", head[:-1] + chr(after)))
 
 
 def _strides(rows: QuerySet[Any], patience: float) -> Iterator[tuple[QuerySet[Any], str]]:

@@ -25,32 +25,33 @@ class DistributedLock(models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    name = NameField(max_length=255, db_default="")
-    slot = models.IntegerField(db_default=0)
-    owner = models.CharField(max_length=64, db_default="", blank=True)
-    fencing_token = models.BigIntegerField(db_default=0)
-    acquired_at = UTCDateTimeField(null=True, blank=True)
-    expires_at = UTCDateTimeField(db_default=EPOCH)
-    ttl = models.BigIntegerField(db_default=0)
-    wanted_until = UTCDateTimeField(db_default=EPOCH)
+    name = NameField(_("name"), max_length=255, db_default="")
+    slot = models.IntegerField(_("slot"), db_default=0)
+    owner = models.CharField(_("owner"), max_length=64, db_default="", blank=True)
+    fencing_token = models.BigIntegerField(_("fencing token"), db_default=0)
+    acquired_at = UTCDateTimeField(_("acquired at"), null=True, blank=True)
+    expires_at = UTCDateTimeField(_("lease ends"), db_default=EPOCH)
+    ttl = models.BigIntegerField(_("ttl"), db_default=0)
+    wanted_until = UTCDateTimeField(_("wanted until"), db_default=EPOCH)
 
-    host = models.CharField(max_length=255, db_default="", blank=True)
-    pid = models.BigIntegerField(db_default=0)
-    thread = models.CharField("thread or task", max_length=255, db_default="", blank=True)
-    note = models.CharField(max_length=255, db_default="", blank=True)
+    host = models.CharField(_("host"), max_length=255, db_default="", blank=True)
+    pid = models.BigIntegerField(_("process id"), db_default=0)
+    thread = models.CharField(_("thread or task"), max_length=255, db_default="", blank=True)
+    note = models.CharField(_("note"), max_length=255, db_default="", blank=True)
 
-    acquisitions = models.BigIntegerField(db_default=0)
-    waits = models.BigIntegerField(db_default=0)
-    losses = models.BigIntegerField(db_default=0)
-    lost_at = UTCDateTimeField(null=True, blank=True)
-    total_hold = models.BigIntegerField(db_default=0)
-    longest_hold = models.BigIntegerField(db_default=0)
-    total_wait = models.BigIntegerField(db_default=0)
-    longest_wait = models.BigIntegerField(db_default=0)
+    acquisitions = models.BigIntegerField(_("grants"), db_default=0)
+    waits = models.BigIntegerField(_("grants after a wait"), db_default=0)
+    losses = models.BigIntegerField(_("losses"), db_default=0)
+    lost_at = UTCDateTimeField(_("last lost"), null=True, blank=True)
+    total_hold = models.BigIntegerField(_("total time held"), db_default=0)
+    longest_hold = models.BigIntegerField(_("longest time held"), db_default=0)
+    total_wait = models.BigIntegerField(_("total wait"), db_default=0)
+    longest_wait = models.BigIntegerField(_("longest wait"), db_default=0)
 
     class Meta:
         db_table = TABLE
-        verbose_name = "lock"
+        verbose_name = _("lock")
+        verbose_name_plural = _("locks")
         constraints = [
             models.UniqueConstraint(fields=["name", "slot"], name="distlock_name_slot"),
         ]
@@ -101,23 +102,33 @@ class Job(models.Model):
         DONE = "done", _("done")
 
     id = models.BigAutoField(primary_key=True)
-    key = NameField(max_length=255, db_default="")
-    state = models.CharField(max_length=16, choices=State, db_default=State.QUEUED.value)
-    task = models.CharField(max_length=255, db_default="", blank=True)
-    task_id = models.CharField("task id", max_length=255, db_default="", blank=True)
-    arguments = JSONTextField(null=True, blank=True)
-    result = JSONTextField(null=True, blank=True)
-    token = models.BigIntegerField(db_default=0)
-    attempts = models.BigIntegerField(db_default=0)
-    created_at = UTCDateTimeField(null=True, blank=True)
-    started_at = UTCDateTimeField(null=True, blank=True)
-    finished_at = UTCDateTimeField(null=True, blank=True)
-    expires_at = UTCDateTimeField(db_default=EPOCH)
-    unpublished_since = UTCDateTimeField(null=True, blank=True, db_index=True)
+    key = NameField(_("key"), max_length=255, db_default="")
+    state = models.CharField(
+        _("state"), max_length=16, choices=State, db_default=State.QUEUED.value
+    )
+    task = models.CharField(_("task"), max_length=255, db_default="", blank=True)
+    task_id = models.CharField(_("task id"), max_length=255, db_default="", blank=True)
+    arguments = JSONTextField(_("arguments"), null=True, blank=True)
+    result = JSONTextField(_("result"), null=True, blank=True)
+    token = models.BigIntegerField(_("token"), db_default=0)
+    attempts = models.BigIntegerField(_("attempts"), db_default=0)
+    created_at = UTCDateTimeField(_("first seen"), null=True, blank=True)
+    started_at = UTCDateTimeField(_("started"), null=True, blank=True)
+    finished_at = UTCDateTimeField(_("finished"), null=True, blank=True)
+    expires_at = UTCDateTimeField(_("expires"), db_default=EPOCH)
+    unpublished_since = UTCDateTimeField(
+        _("unpublished since"), null=True, blank=True, db_index=True
+    )
 
     class Meta:
         db_table = "distlock_job"
+        verbose_name = _("job")
+        verbose_name_plural = _("jobs")
         constraints = [models.UniqueConstraint(fields=["key"], name="distlock_job_key")]
+        permissions = [
+            ("free_job", "Can free the key of a job"),
+            ("rerun_job", "Can let a job run again"),
+        ]
         default_permissions = ("view",)
 
     def __str__(self) -> str:

@@ -134,7 +134,7 @@ class Order:
     def _try(self) -> tuple[Job, bool] | None:
         found = self._find()
         if found is None:
-            new = _jobs(self.alias).model(key=self.key, **self._values())
+            new = jobs_of(self.alias).model(key=self.key, **self._values())
             new.save(using=self.alias, force_insert=True)
             return new, True
         if not self._is_taken(found):
@@ -143,21 +143,21 @@ class Order:
             return (found, False) if self._is_awaited(found) else None
         # Its message keeps its options, and may have to wait for longer than ours would.
         arguments = {**self.arguments, "options": found.arguments["options"]}
-        expires = max(found.expires_at, _in(self.alias, self.ttl))
+        expires = max(found.expires_at, moment_in(self.alias, self.ttl))
         values = {"arguments": arguments, "expires_at": expires}
         return (found, False) if _unchanged(self.alias, found).update(**values) else None
 
     def _find(self) -> Job | None:
         """Return the row, and whether its time is not over."""
         in_time = ExpressionWrapper(Q(expires_at__gt=DatabaseNow()), BooleanField())
-        return _jobs(self.alias).filter(key=self.key).annotate(in_time=in_time).first()
+        return jobs_of(self.alias).filter(key=self.key).annotate(in_time=in_time).first()
 
     def _is_taken(self, found: Job) -> bool:
         """Whether the key is; see Note [Outbox]."""
         if found.state == "queued":
             taken: bool = found.in_time  # type: ignore[attr-defined]
         elif found.state == "running" and self.until == "finish":
-            taken = _jobs(self.alias).filter(is_locked(DatabaseNow()), pk=found.pk).exists()
+            taken = jobs_of(self.alias).filter(is_locked(DatabaseNow()), pk=found.pk).exists()
         else:
             return False
         return taken and not (self.until == "finish" and self.is_over(found.task_id))
@@ -170,7 +170,7 @@ class Order:
         connection = connections[self.alias]
         if found.state != "queued" or not in_transaction(connection):
             return True
-        same = _jobs(self.alias).filter(task_id=found.task_id, state=found.state)
+        same = jobs_of(self.alias).filter(task_id=found.task_id, state=found.state)
         return backend_for(connection).share(connection, same, found.pk)
 
     def _take(self, found: Job) -> tuple[Job, bool] | None:
@@ -189,7 +189,7 @@ class Order:
         return found, True
 
     def _values(self) -> dict[str, Any]:
-        now = _now(self.alias)
+        now = now_of(self.alias)
         return {
             "state": "queued",
             "task": self.task,
@@ -213,9 +213,9 @@ def published(alias: str, job: Job) -> None:
 
     Then it is published once more, and whoever has just committed waits for nobody.
     """
-    same = _jobs(alias).filter(key=job.key, task_id=job.task_id)
+    same = jobs_of(alias).filter(key=job.key, task_id=job.task_id)
     mine = same.filter(unpublished_since=job.unpublished_since)
-    _write(alias, mine, {"unpublished_since": None})
+    write_unlocked(alias, mine, {"unpublished_since": None})
 
 
 def unpublished(alias: str, older_than: float) -> Iterator[Job]:
@@ -224,12 +224,12 @@ def unpublished(alias: str, older_than: float) -> Iterator[Job]:
     The caller must publish it and say so. What it does not, waits that long again. A row that a
     transaction has locked is passed over.
     """
-    before, after = _in(alias, -older_than), 0
-    waiting = _jobs(alias).filter(state="queued", unpublished_since__lte=before).order_by("pk")
+    before, after = moment_in(alias, -older_than), 0
+    waiting = jobs_of(alias).filter(state="queued", unpublished_since__lte=before).order_by("pk")
     while job := waiting.filter(pk__gt=after).first():
-        after, now = job.pk, _in(alias, 0)
+        after, now = job.pk, moment_in(alias, 0)
         seen = _unchanged(alias, job).filter(unpublished_since=job.unpublished_since)
-        if _write(alias, seen, {"unpublished_since": now}) is not None:
+        if write_unlocked(alias, seen, {"unpublished_since": now}) is not None:
             job.unpublished_since = now
             yield job
 
@@ -260,7 +260,7 @@ class Run:
         return job
 
     def _start(self) -> Job | None:
-        now = _now(self.alias)
+        now = now_of(self.alias)
         values = {
             "state": "running",
             "token": self.token,
@@ -269,24 +269,24 @@ class Run:
             "expires_at": moment_of(now + int(KEEP * 1_000_000)),
             "unpublished_since": None,  # the broker had it, whether that was noted or not
         }
-        return _write(self.alias, self._startable(), values)
+        return write_unlocked(self.alias, self._startable(), values)
 
     def _startable(self) -> QuerySet[Job]:
         return _wanted(self.alias, self.key, self.task_id).filter(token__lte=self.token)
 
     def finish(self) -> None:
         """Say that it is done, and that the row is of no use after this moment."""
-        now = _in(self.alias, 0)
+        now = moment_in(self.alias, 0)
         values = {"state": "done", "finished_at": now, "expires_at": now}
-        _write(self.alias, self._running(), values)
+        write_unlocked(self.alias, self._running(), values)
 
     def wait(self, ttl: float) -> None:
         """Say that its message is in the queue again, and its key taken for that many seconds."""
-        values = {"state": "queued", "expires_at": _in(self.alias, ttl)}
-        _write(self.alias, self._running(), values)
+        values = {"state": "queued", "expires_at": moment_in(self.alias, ttl)}
+        write_unlocked(self.alias, self._running(), values)
 
     def _running(self) -> QuerySet[Job]:
-        mine = _jobs(self.alias).filter(key=self.key, task_id=self.task_id)
+        mine = jobs_of(self.alias).filter(key=self.key, task_id=self.task_id)
         return mine.filter(token=self.token, state="running")
 
 
@@ -300,7 +300,7 @@ def free(alias: str, key: str, task_id: str, *, running: bool = True) -> bool:
 
     running: also if it says that it runs.
     """
-    now = _in(alias, 0)
+    now = moment_in(alias, 0)
     mine = _wanted(alias, key, task_id)
     if not running:
         mine = mine.filter(state="queued")
@@ -309,10 +309,10 @@ def free(alias: str, key: str, task_id: str, *, running: bool = True) -> bool:
 
 
 def _wanted(alias: str, key: str, task_id: str) -> QuerySet[Job]:
-    return _jobs(alias).filter(key=key, task_id=task_id, state__in=("queued", "running"))
+    return jobs_of(alias).filter(key=key, task_id=task_id, state__in=("queued", "running"))
 
 
-def _write(alias: str, rows: QuerySet[Job], values: dict[str, Any]) -> Job | None:
+def write_unlocked(alias: str, rows: QuerySet[Job], values: dict[str, Any]) -> Job | None:
     """Write one row in a transaction of its own, unless it is locked; see Note [Two locks].
 
     A row that is locked at the end of its run is being taken by somebody else. If their transaction
@@ -323,7 +323,7 @@ def _write(alias: str, rows: QuerySet[Job], values: dict[str, Any]) -> Job | Non
         with transaction.atomic(using=alias):
             job = rows.select_for_update(skip_locked=skip).first()
             if job is not None:
-                _jobs(alias).filter(pk=job.pk).update(**values)
+                jobs_of(alias).filter(pk=job.pk).update(**values)
             return job
     except DatabaseError as error:
         if backend_for(connections[alias]).is_contention(error):
@@ -332,20 +332,20 @@ def _write(alias: str, rows: QuerySet[Job], values: dict[str, Any]) -> Job | Non
 
 
 def _unchanged(alias: str, job: Job) -> QuerySet[Job]:
-    return _jobs(alias).filter(pk=job.pk, task_id=job.task_id, state=job.state)
+    return jobs_of(alias).filter(pk=job.pk, task_id=job.task_id, state=job.state)
 
 
-def _jobs(alias: str) -> QuerySet[Job]:
+def jobs_of(alias: str) -> QuerySet[Job]:
     from .models import Job
 
     return Job._default_manager.using(alias)
 
 
-def _now(alias: str) -> int:
+def now_of(alias: str) -> int:
     connection = connections[alias]
     return backend_for(connection).clock(connection)
 
 
-def _in(alias: str, seconds: float) -> datetime:
+def moment_in(alias: str, seconds: float) -> datetime:
     """Return the moment in that many seconds, on the database's clock."""
-    return moment_of(_now(alias) + int(seconds * 1_000_000))
+    return moment_of(now_of(alias) + int(seconds * 1_000_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from django.db import models
 from django.db.models import Case, F, Q, Value, When
@@ -73,6 +74,15 @@ def job_state_at(now: int) -> Case:
         default=F("state"),
         output_field=models.CharField(),
     )
+
+
+def job_state_of(job: Any, now: int, *, locked: bool) -> JobState:
+    """Return the same for one row, where it is known whether its lock is held."""
+    if job.state == JobState.DONE and microseconds(job.expires_at) <= now:
+        return JobState.PAST
+    if job.state == JobState.RUNNING and not locked:
+        return JobState.BROKEN
+    return JobState(job.state)
 
 
 def duration(microseconds: int) -> str:

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -20,12 +21,12 @@ from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from distlock import LockLost, lock
+from distlock import LockLost, lock, once
 from distlock.admin import DistributedLockAdmin
-from distlock.backends import backend_for
+from distlock.backends import backend_for, tickets
 from distlock.backends.base import TABLE
 from distlock.contexts import caller
-from distlock.models import DistributedLock
+from distlock.models import DistributedLock, Job
 from distlock.states import duration
 from tests.conformance.rows import (
     FAR,
@@ -94,6 +95,7 @@ def text(response: HttpResponse) -> str:
     """What a person reads, without markup."""
     assert response.status_code == 200, response.status_code
     shown = re.sub(r"(?s)<(style|script)\b.*?</\1>", " ", response.content.decode())
+    shown = re.sub(r'<span class="distlock-label.*?</span>', " ", shown)  # on narrow pages only
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", shown)).split())
 
 
@@ -101,7 +103,8 @@ def table(client: Client, query: str = "") -> dict[str, dict[str, str]]:
     """The list: the cells of each row by column, by the name of the lock."""
     found = client.get(LIST + query)
     assert found.status_code == 200, found.status_code
-    rows = re.findall(r"(?s)<tr>(<td.*?)</tr>", found.content.decode())
+    body = re.sub(r'<span class="distlock-label.*?</span>', " ", found.content.decode())
+    rows = re.findall(r"(?s)<tr>(<td.*?)</tr>", body)
     cells = [
         {
             column: " ".join(html.unescape(re.sub(r"<[^>]*>", " ", cell)).split())
@@ -217,22 +220,29 @@ def test_it_can_be_searched_and_filtered(client: Client, vendor: str) -> None:
         "?held_for=60": ["e long"],
         "?held_for=86400": [],
         "?held_for=1": everything,
-        "?state=held&q=web-1": ["a held"],
-        "?q=kept": ["b kept"],
-        "?q=web-3": ["c expired"],
-        "?q=4714": ["d free"],
-        "?q=sync": ["a held"],
-        "?q=month": ["a held"],
-        "?q=nobody": [],
+        "?q=b": ["b kept"],
+        "?q=b+k": ["b kept"],
+        "?q=kept": [],
+        "?q=B": [],
+        "?q=web-1": [],
+        "?q=\U0010ffff": [],
+        "?state=held&q=web-1&in=all": ["a held"],
+        "?in=all": everything,
+        "?q=kept&in=all": ["b kept"],
+        "?q=web-3&in=all": ["c expired"],
+        "?q=4714&in=all": ["d free"],
+        "?q=sync&in=all": ["a held"],
+        "?q=month&in=all": ["a held"],
+        "?q=nobody&in=all": [],
     }.items():
         assert sorted(table(client, query)) == found, query
     if vendor != "mysql":  # there the exact collation makes LIKE exact, too
-        assert list(table(client, "?q=KEPT")) == ["b kept"]
+        assert list(table(client, "?q=KEPT&in=all")) == ["b kept"]
 
 
 def test_it_can_be_ordered_by_each_column(client: Client) -> None:
     seed()
-    for column in range(1, 6):
+    for column in range(1, 8):
         assert len(table(client, f"?o={column}")) == len(table(client, f"?o=-{column}")) == 5
 
 
@@ -283,6 +293,7 @@ def test_the_detail_view_shows_everything(client: Client) -> None:
             ttl=30 * SECOND,
             fencing_token=1795238896470000,
             acquisitions=7,
+            waits=3,
             losses=2,
             total_hold=8 * SECOND,
             longest_hold=90 * SECOND,
@@ -291,11 +302,12 @@ def test_the_detail_view_shows_everything(client: Client) -> None:
         )
         shown = text(client.get(f"{LIST}{primary()}/change/"))
     for expected in (
-        "Lock: n State: held Time left: 5",
+        "Lock: n State: held Waiting: ",
+        "Time left: 5",
         "Token: 1795238896470000 ",
-        "Thread or task: sync[1] Process: process 47110 on web-1 Note: month end Held since: ",
+        "Host: web-1 Process id: 47110 Thread or task: sync[1] Note: month end Held since: ",
         "Ttl: 30 s Owner: me",
-        "Acquisitions: 7 Losses: 2",
+        "Grants: 7 Grants that waited: 42 % waited Losses: 2 ",
         "Mean time held: 2.0 s Longest time held: 1 min 30 s",  # 8 s in 7 - 2 - the one that is on
         "Mean wait: 1.5 ms Longest wait: 2 h",
     ):
@@ -524,7 +536,7 @@ def test_not_more_at_once_than_a_person_reads(client: Client) -> None:
         hold(f"n{number}")
     response = ask(client, "n1", select_across="1")
     said = [str(message) for message in get_messages(response.wsgi_request)]
-    assert said == ["Select at most 100 locks at a time."]
+    assert said == ["Select at most 100 at a time."]
 
 
 def test_unusual_names_survive_the_question(client: Client) -> None:
@@ -624,3 +636,140 @@ def test_without_its_audit_entry_it_does_not_happen(
         confirm(client, chosen())
     assert stored() == before
     assert "lock_force_released" not in log.text
+
+
+# -- what comes from people is text ----------------------------------------------------
+
+EVIL = "<script>alert('x')</script>\"&"
+
+
+def test_every_page_escapes_every_text() -> None:
+    client = browser(superuser=True)
+    hold(EVIL, note=EVIL, host=EVIL, thread=EVIL, owner=EVIL[:64])
+    tickets.draw(connection, EVIL, 0, EVIL, 2**60)
+    once(EVIL).run(lambda: EVIL)
+    Job.objects.update(task=EVIL, task_id=EVIL, arguments=EVIL)
+    pk = primary(EVIL)
+    confirm(client, chosen(EVIL, 7))
+    hold(EVIL, note=EVIL, host=EVIL, thread=EVIL)
+    jobs = "/admin/distlock/job/"
+    row = primary(EVIL)
+    pages = [
+        client.get(LIST),
+        client.get(f"{LIST}?q={quote(EVIL)}"),
+        client.get(f"{LIST}{pk}/change/"),
+        client.get(f"{LIST}{pk}/history/"),
+        ask(client, EVIL),
+        client.get(jobs),
+        client.get(f"{jobs}{Job.objects.get().pk}/change/"),
+        client.post(jobs, {"action": "rerun", "_selected_action": [Job.objects.get().pk]}),
+        client.get(LIST),
+    ]
+    for page in pages:
+        assert page.status_code == 200
+        assert b"<script>alert" not in page.content
+    assert sum(b"&lt;script&gt;alert" in page.content for page in pages) >= len(pages) - 1
+    for more in ("", "&detail=1"):
+        said = client.get(f"{LIST}live/?pk={row}{more}")
+        assert said["Content-Type"] == "application/json"
+        assert "<script" not in json.dumps(said.json())
+
+
+# -- the story -------------------------------------------------------------------------
+
+
+def story(client: Client, name: str = "n") -> list[str]:
+    body = client.get(f"{LIST}{primary(name)}/change/").content.decode()
+    items = re.findall(r"(?s)<li><span class=\"distlock-small\">.*?<div>(.*?)</div></li>", body)
+    return [html.unescape(item) for item in items]
+
+
+def test_the_story_is_what_the_row_and_the_audit_log_know(client: Client) -> None:
+    who = {"host": "web-1", "pid": 4711, "thread": "sync"}
+    hold(ttl=2 * MINUTE, acquired_at=-5 * MINUTE, lost_at=-HOUR, **who)
+    acquired = "acquired by sync, process 4711 on web-1"
+    lost = "a lease was found lost: it had ended before its holder was done"
+    assert story(client) == ["renewed", acquired, lost]
+    assert "Last renewed: 1 min" in text(client.get(f"{LIST}{primary()}/change/"))
+    assert "taken from" in confirm(client, chosen())[0]
+    token = "Force-released: token 7, sync of process 4711 on web-1."
+    *now, before = story(client)
+    assert before == acquired
+    assert set(now) == {f"ann<script>: {token}", "released, by its holder or by force", lost}
+
+
+def test_what_was_never_renewed_says_nothing_of_it(client: Client) -> None:
+    lock("x", ttl=60, renew=False).acquire()._released = True  # type: ignore[union-attr]
+    assert [line[:8] for line in story(client, "x")] == ["acquired"]
+    hold("y", ttl=2 * MINUTE, acquired_at=-SECOND, expires_at=5 * MINUTE)  # a min_hold
+    assert [line[:8] for line in story(client, "y")] == ["acquired"]
+    hold("z", expires_at=-SECOND, acquired_at=-MINUTE)
+    assert story(client, "z")[0] == "the lease ended, neither renewed nor released"
+
+
+# -- figures ---------------------------------------------------------------------------
+
+
+def test_the_figures_are_in_the_list(client: Client) -> None:
+    hold(
+        acquisitions=8,
+        waits=2,
+        losses=1,
+        total_hold=12 * SECOND,
+        longest_hold=90 * SECOND,
+        total_wait=8 * SECOND,
+        longest_wait=4 * SECOND,
+    )
+    hold("never")
+    hold("once", acquisitions=1)
+    row = table(client)["n"]
+    assert row["holds"] == "8 grants mean 2.0 s, longest 1 min 30 s 1 lost"
+    assert row["waits_shown"] == "25 % waited mean 1.0 s, longest 4.0 s"
+    assert 'class="part" width="25.0"' in client.get(LIST).content.decode()
+    assert table(client)["never"]["holds"] == table(client)["never"]["waits_shown"] == "\N{EN DASH}"
+    assert table(client)["once"]["waits_shown"] == "0 % waited"
+    write(acquisitions=1000)
+    assert table(client)["n"]["waits_shown"].startswith("< 1 % waited")
+
+
+# -- its job ---------------------------------------------------------------------------
+
+
+def test_the_job_is_for_those_who_may_see_jobs() -> None:
+    once("charge:42").run(int)
+    page = f"{LIST}{primary('once:charge:42')}/change/"
+    there = reverse("admin:distlock_job_change", args=[Job.objects.get().pk])
+    body = browser("view_distributedlock", "view_job").get(page).content.decode()
+    assert f'<a href="{there}">charge:42</a>' in body
+    get_user_model().objects.all().delete()
+    body = browser("view_distributedlock").get(page).content.decode()
+    assert there not in body
+    assert "field-job" not in body
+
+
+def test_a_celery_task_leads_to_its_receipt() -> None:
+    hold(thread="task shop.sync[5f2c]")
+    receipt = Job.objects.create(key="celery:5f2c", state="done")
+    client = browser("view_distributedlock", "view_job")
+    there = reverse("admin:distlock_job_change", args=[receipt.pk])
+    page = client.get(f"{LIST}{primary()}/change/").content.decode()
+    assert f'<a href="{there}">celery:5f2c</a>' in page
+
+
+# -- languages -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [("de", ["gehalten", "Sperre und Token", "Haltezeiten"]), ("ko", ["보유 중", "잠금과 토큰"])],
+)
+def test_it_speaks_the_language_of_the_request(
+    client: Client, language: str, said: list[str]
+) -> None:
+    hold()
+    with override_settings(LANGUAGE_CODE=language):
+        shown = text(client.get(LIST))
+        one = text(client.get(f"{LIST}{primary()}/change/"))
+        asked = text(ask(client, "n"))
+    assert all(word in shown for word in said)
+    assert not re.search("Held since|Story|Take these", one + asked)

@@ -22,8 +22,6 @@ from tests.support import eventually, in_thread
 
 PACKAGE = Path(distlock.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "monitoring.md"
-ELSEWHERE = {"admin/locks.py", "management/commands/release_lock.py"}
-"""They log what somebody did by hand."""
 NOT_A_FIELD = {"exc_info"}
 sqlite = pytest.mark.vendor("sqlite")
 
@@ -73,8 +71,6 @@ def test_the_page_has_every_event_with_its_levels_and_fields() -> None:
         fields[event[0]] |= named
     for event in ("group_failed", "too_many_groups"):  # by `_complain` in groups.py
         levels[event], fields[event] = {"warning"}, {"group"}
-    levels["lock_force_released"] = {"warning"}
-    fields["lock_force_released"] = {"lock", "token", "by", "holder"}
     assert documented() == {event: (levels[event], fields[event]) for event in levels}
 
 
@@ -82,7 +78,7 @@ def test_the_page_has_every_event_with_its_levels_and_fields() -> None:
 def test_nobody_logs_in_another_way() -> None:
     for path in PACKAGE.rglob("*.py"):
         name = str(path.relative_to(PACKAGE))
-        if name not in ELSEWHERE | {"events.py"}:
+        if name != "events.py":
             assert "getLogger" not in path.read_text(), name
 
 

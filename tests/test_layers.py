@@ -17,7 +17,7 @@ import distlock.signals
 pytestmark = pytest.mark.vendor("sqlite")
 
 LAYERS = {
-    "edge": "apps admin states listing checks doctor testing management contrib",
+    "edge": "apps admin states listing releases reruns checks doctor testing management contrib",
     "API": "arguments locks acquisitions turns leases decorators places hooks transactions atomics "
     "jobs calls outbox fencing",
     "engine": "keeper waiting lookout queues ears errands background connections contexts limits "

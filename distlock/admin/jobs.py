@@ -13,11 +13,22 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy
 
+from ..backends.base import EPOCH, MICROSECOND
 from ..conf import settings
 from ..models import DistributedLock, Job
 from ..receipts import PREFIX
-from ..states import MEANING_OF_JOB, JobState, job_state_at, moment
-from .common import NOTHING, ReadOnlyAdmin, badge_of, link_to, now_of, unmistakable
+from ..states import MEANING_OF_JOB, JobState, job_state_at, job_state_of, moment
+from .common import (
+    NOTHING,
+    SearchFilter,
+    badge_of,
+    labelled,
+    link_to,
+    may_view,
+    now_of,
+    unmistakable,
+)
+from .rerunning import Rerunning
 
 if TYPE_CHECKING:
     from django_stubs_ext import WithAnnotations
@@ -27,7 +38,7 @@ if TYPE_CHECKING:
 
     Row = WithAnnotations[Job, _Live]
 
-RUN = ("task", "task_id", "attempts", "created", "started", "finished")
+RUN = (("task", "task_id"), ("attempts_shown", "created"), ("started", "finished"), "unpublished")
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -42,7 +53,10 @@ class StateFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
         """Return the jobs in the chosen state."""
-        return queryset.filter(status=self.value()) if self.value() else None
+        if not self.value():
+            return None
+        jobs: QuerySet[Any] = queryset.annotate(status=job_state_at(now_of(request)))
+        return jobs.filter(status=self.value())
 
 
 def _moment_of(field: str, description: Any) -> Any:
@@ -51,7 +65,7 @@ def _moment_of(field: str, description: Any) -> Any:
     @admin.display(description=description, ordering=field)
     def column(self: Any, row: Any) -> str:
         value = getattr(row, field)
-        return NOTHING if value is None else moment(value)
+        return labelled(description, NOTHING if value is None else moment(value))
 
     return column
 
@@ -71,25 +85,45 @@ def _json_of(field: str, description: Any) -> Any:
 
 
 @admin.register(Job)
-class JobAdmin(ReadOnlyAdmin):
-    """Shows jobs and their receipts."""
+class JobAdmin(Rerunning):
+    """Shows jobs and their receipts, frees them and lets them run again."""
 
-    list_display = ("key_and_task", "badge", "attempts", "finished", "expires")
-    list_filter = (StateFilter,)
+    keys = (("pk",), ("key",))
+    name_field = "key"
+
+    list_display = ("key_and_task", "badge", "attempts_shown", "finished", "expires")
+    list_filter = (StateFilter, SearchFilter)
     ordering = ("-pk",)
     search_fields = ("key", "task", "task_id")
-    search_help_text = gettext_lazy("Key, task or task id")
-    change_form_template = "distlock/admin/job.html"
-    fieldsets = (
-        (None, {"fields": ("job", "badge", "expires", "token", "lock")}),
-        (gettext_lazy("Run"), {"fields": RUN}),
-        (gettext_lazy("Data"), {"fields": ("arguments_shown", "result_shown")}),
+    search_help_text = gettext_lazy(
+        "Finds keys that begin so. To search task and task id, too, choose “anywhere” among the "
+        "filters."
     )
+    actions = ("free", "rerun")
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
-        """Return the jobs, each with its state at this request."""
-        rows: QuerySet[Job] = super().get_queryset(request)
-        return rows.annotate(status=job_state_at(now_of(request)))
+    def complete(self, request: HttpRequest, rows: Sequence[Any]) -> None:
+        """Add the state of each at this request, with one query for the locks of those that run.
+
+        For a column of the list, PostgreSQL would read all locks that are held, and look there.
+        """
+        now = now_of(request)
+        names = [PREFIX + row.key for row in rows if row.state == Job.State.RUNNING]
+        locks = DistributedLock._default_manager.using(settings().USING).exclude(owner="")
+        held = locks.filter(name__in=names, slot=0, expires_at__gt=EPOCH + now * MICROSECOND)
+        running = set(held.values_list("name", flat=True)) if names else set()
+        for row in rows:
+            row.status = job_state_of(row, now, locked=PREFIX + row.key in running)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Return what the detail view shows, with the lock if somebody may see that."""
+        first: list[Any] = ["job", ("badge", "expires"), "token"]
+        if may_view(request, DistributedLock):
+            first.append("lock")
+        return [
+            (None, {"fields": first}),
+            (gettext_lazy("Run"), {"fields": RUN}),
+            (gettext_lazy("Data"), {"fields": ("arguments_shown", "result_shown")}),
+        ]
 
     # -- columns ---------------------------------------------------------------------------------
 
@@ -107,15 +141,21 @@ class JobAdmin(ReadOnlyAdmin):
         """Return the key."""
         return unmistakable(row.key)
 
-    @admin.display(description=gettext_lazy("state"), ordering="status")
+    @admin.display(description=gettext_lazy("state"), ordering="state")
     def badge(self, row: Row) -> str:
         """Return the state as a badge."""
         return badge_of(JobState(row.status), MEANING_OF_JOB)
+
+    @admin.display(description=gettext_lazy("attempts"), ordering="attempts")
+    def attempts_shown(self, row: Row) -> str:
+        """Return how often it was begun."""
+        return labelled(gettext_lazy("attempts"), str(row.attempts))
 
     created = _moment_of("created_at", gettext_lazy("first seen"))
     started = _moment_of("started_at", gettext_lazy("started"))
     finished = _moment_of("finished_at", gettext_lazy("finished"))
     expires = _moment_of("expires_at", gettext_lazy("expires"))
+    unpublished = _moment_of("unpublished_since", gettext_lazy("unpublished since"))
 
     # -- the detail view -------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from django.conf import settings
-from django.db import OperationalError
+from django.db import DatabaseError, OperationalError
 from django.utils import timezone as django_timezone
 
 if TYPE_CHECKING:
@@ -190,6 +190,10 @@ class Pinned(OperationalError):
     """The row is locked by a running transaction."""
 
 
+class Overdue(OperationalError):
+    """A statement was stopped because it took too long."""
+
+
 class Backend:
     """One database's way to keep the contract. Stateless; shared by all threads."""
 
@@ -222,6 +226,9 @@ class Backend:
 
     contention: ClassVar[frozenset[str | int]] = frozenset({"40001", "40P01", "55P03"})
     """The codes of errors which say that somebody else was there first."""
+
+    overdue: ClassVar[frozenset[str | int]] = frozenset()
+    """The codes of errors which say that a statement was stopped because it took too long."""
 
     # -- the verbs -------------------------------------------------------------------------------
 
@@ -373,6 +380,10 @@ class Backend:
         """Whether an error only says that somebody else was there first."""
         return isinstance(error, Pinned) or error_code(error) in self.contention
 
+    def is_overdue(self, error: BaseException) -> bool:
+        """Whether an error says that a statement was stopped because it took too long."""
+        return error_code(error) in self.overdue
+
     def listen(self, connection: BaseDatabaseWrapper) -> bool:
         """Begin to listen for releases; `False` if messages would not reach this connection."""
         raise NotImplementedError
@@ -391,6 +402,25 @@ class Backend:
     @contextmanager
     def bounded(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
         """Bound each statement on a private connection to about that long on the server."""
+        yield
+
+    @contextmanager
+    def patient(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        """Stop each SELECT in the block that takes longer than that. Raises `Overdue`.
+
+        The connection is the caller's own: its settings, and a transaction that is open on it, are
+        afterwards as they were.
+        """
+        try:
+            with self._patient(connection, seconds):
+                yield
+        except DatabaseError as error:
+            if not self.is_overdue(error):
+                raise
+            raise Overdue(f"It took longer than {seconds:.3g} s and was stopped.") from error
+
+    @contextmanager
+    def _patient(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
         yield
 
     def in_memory(self, connection: BaseDatabaseWrapper) -> bool:

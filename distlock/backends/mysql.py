@@ -201,6 +201,7 @@ class MySQL(Generic):
     exact_collation = "utf8mb4_0900_bin"
     ddl_commits = True
     contention = frozenset({1205, 1213, 3572, 1020})
+    overdue = frozenset({1969, 3024})
     now_sql = {"": NOW}
     clock_sql = f"SELECT {_us(NOW)}"
     share_sql = "FOR SHARE SKIP LOCKED"
@@ -366,6 +367,19 @@ class MySQL(Generic):
         options["init_command"] = self._session_limits(options.get("init_command"))
         return settings_dict
 
+    @contextmanager
+    def _patient(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        def execute(run: Any, sql: str, *more: Any) -> Any:
+            return run(self._stopping(sql, seconds), *more)
+
+        with connection.execute_wrapper(execute):
+            yield
+
+    def _stopping(self, sql: str, seconds: float) -> str:
+        """Return a SELECT that the server stops after that long."""
+        hint = f"SELECT /*+ MAX_EXECUTION_TIME({max(1, int(seconds * 1000))}) */"
+        return sql.replace("SELECT", hint, 1) if sql.startswith("SELECT") else sql
+
     def examine(self, connection: BaseDatabaseWrapper, tables: Sequence[str]) -> Iterator[Finding]:
         return examination.examine(connection, tables, self.minimum_version)
 
@@ -407,6 +421,11 @@ class MariaDB(MySQL):
     def _session_limits(self, init_command: str | None) -> str:
         limits = super()._session_limits(init_command)
         return f"{limits}, max_statement_time = 5"
+
+    def _stopping(self, sql: str, seconds: float) -> str:
+        if not sql.startswith("SELECT"):
+            return sql
+        return f"SET STATEMENT max_statement_time = {seconds:.3f} FOR {sql}"
 
     @contextmanager
     def _latest(self, connection: BaseDatabaseWrapper) -> Iterator[None]:

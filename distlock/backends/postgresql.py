@@ -29,7 +29,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from django.db import DatabaseError
+from django.db import DatabaseError, transaction
 
 from .base import (
     TABLE,
@@ -248,6 +248,7 @@ class PostgreSQL(Backend):
     guard_blocks_renewal = False
     notifies = True
     batch = 2_000
+    overdue = frozenset({"57014"})
 
     share_sql = "FOR KEY SHARE SKIP LOCKED"
 
@@ -478,6 +479,17 @@ class PostgreSQL(Backend):
 
         with connection.execute_wrapper(execute):
             yield
+
+    @contextmanager
+    def _patient(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        limit = f"{max(1, int(seconds * 1000))}ms"
+        with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting('statement_timeout')")
+            (before,) = cursor.fetchone()
+            cursor.execute("SELECT set_config('statement_timeout', %s, true)", [limit])
+            yield
+            # A transaction around this one goes on with it; after an error the rollback does so.
+            cursor.execute("SELECT set_config('statement_timeout', %s, true)", [before])
 
     def examine_settings(self, connection: BaseDatabaseWrapper, threads: int) -> Iterator[Finding]:
         return examination.examine_settings(connection.settings_dict, threads)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..deadlines import Limit
 from .base import TABLE, Claim, Grant, Held, Holder, Seen, Unlock, holder_of, parameters_of
 from .examine import sqlite as examination
 from .generic import Generic
@@ -94,6 +95,9 @@ LOST_BY_RELEASE = f""",
     losses = losses + {LATE}, lost_at = CASE WHEN {LATE} THEN {NOW} ELSE lost_at END"""
 RELEASE = _release()
 RELEASE_ALONE = _release(f"owner = '' OR expires_at <= {NOW}", LOST_BY_RELEASE)
+
+STEPS = 10_000
+"""Of SQLite's machine, after which it is asked whether time is up: less than a millisecond."""
 
 TAKE_WRITE_LOCK = f"UPDATE {TABLE} SET owner = owner WHERE id = -1"
 
@@ -206,6 +210,19 @@ class SQLite(Generic):
 
     def is_contention(self, error: BaseException) -> bool:
         return super().is_contention(error) or "database is locked" in str(error)
+
+    @contextmanager
+    def _patient(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        connection.ensure_connection()
+        physical, deadline = connection.connection, Limit(seconds)
+        physical.set_progress_handler(lambda: deadline.left <= 0, STEPS)
+        try:
+            yield
+        finally:
+            physical.set_progress_handler(None, STEPS)
+
+    def is_overdue(self, error: BaseException) -> bool:
+        return "interrupted" in str(error)
 
     def in_memory(self, connection: BaseDatabaseWrapper) -> bool:
         name = str(connection.settings_dict["NAME"])

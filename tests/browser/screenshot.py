@@ -1,36 +1,31 @@
 """Pictures of the admin in a real browser: `python -m tests.browser.screenshot [FOLDER]`.
 
-Needs chromium (Debian: apt-get install chromium). Writes docs/admin.png, or with a folder every
-page in both themes.
+Needs chromium (Debian: apt-get install chromium). Writes docs/images/, or another folder: each page
+wide and narrow, and the list and the page of a lock in the dark theme, too.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+
+from PIL import Image
+
+from tests.browser.pages import CHROMIUM, WIDTHS, browser, logged_in, server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--hide-scrollbars",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-THEMES = {"light": "1", "dark": "0"}
+IMAGES = ROOT / "docs" / "images"
+DARK = ("locks", "lock")
+LARGEST = 150_000
+"""Bytes of one picture."""
+COLOURS = 128
+TALLEST = 1_500
 
 
 @contextmanager
@@ -43,21 +38,12 @@ def site() -> Iterator[str]:
 
         django.setup()
         from django.contrib.auth import get_user_model
-        from django.contrib.staticfiles.handlers import StaticFilesHandler
         from django.core.management import call_command
-        from django.test.testcases import LiveServerThread
 
         call_command("migrate", verbosity=0)
-        get_user_model().objects.create_superuser("admin")
-        server = LiveServerThread("127.0.0.1", StaticFilesHandler)
-        server.start()
-        server.is_ready.wait()
-        if server.error:
-            raise server.error
-        try:
-            yield f"http://127.0.0.1:{server.port}"
-        finally:
-            server.terminate()
+        get_user_model().objects.create_superuser("ann")
+        with server() as address:
+            yield address
 
 
 def seed() -> ExitStack:
@@ -73,7 +59,7 @@ def seed() -> ExitStack:
         ("stock:product-1017", ""),
     ):
         hold.enter_context(lock(name, ttl=30, note=note))
-    caller.set("shop.tasks.sync_account[5f2c1f9e-6f3b-4b54-9a53-0d1f2a1c77de]")
+    caller.set("task shop.tasks.sync_account[5f2c1f9e-6f3b-4b54-9a53-0d1f2a1c77de]")
     hold.enter_context(lock("shop.tasks.sync_account:1017", ttl=300))
     caller.set("")
     with lock("nightly-report", min_hold=600, note="once a night, on whichever host"):
@@ -83,55 +69,140 @@ def seed() -> ExitStack:
             pass
     lock("import:warehouse", ttl=0.3, renew=False, note="killed by the OOM killer").acquire()
     time.sleep(0.6)
-    for name in DistributedLock.objects.values_list("name", flat=True):
-        write(name, host="web-1")
-    write("invoice:42", acquired_at=-95 * SECOND, acquisitions=1204, losses=2)
+    for number, name in enumerate(DistributedLock.objects.values_list("name", flat=True)):
+        write(name, host="web-1", acquisitions=12 + 71 * number, waits=17 * number)
+        write(name, total_hold=number * 431 * SECOND, longest_hold=(number + 1) * 47 * SECOND)
+        write(name, total_wait=number * 19 * SECOND, longest_wait=number * 4 * SECOND)
+    write("invoice:42", acquired_at=-95 * SECOND, expires_at=26 * SECOND, acquisitions=1204)
+    write("invoice:42", waits=391, losses=2, pid=4711)
+    past = "datetime('now', '-3 days')"
+    from tests.conformance.rows import TABLE, execute
+
+    execute(f"UPDATE {TABLE} SET lost_at = {past} WHERE name = 'invoice:42'")
+    queue("invoice:42", 3)
     write("import:warehouse", expires_at=-42 * MINUTE, acquired_at=-50 * MINUTE, host="worker-3")
     long = "report:" + "a-very-long-key-that-somebody-built-from-arguments-" * 4
     write(long, owner="x", acquired_at=-8 * SECOND, expires_at=22 * SECOND, host="web-2", pid=4711)
-    write(long, thread="ThreadPoolExecutor-0_3", fencing_token=time.time_ns() // 1000)
+    write(
+        long, thread="ThreadPoolExecutor-0_3", fencing_token=time.time_ns() // 1000, ttl=3 * 10**7
+    )
     return hold
 
 
-def shoot(url: str, target: Path, theme: str = "light", size: str = "1280,960") -> None:
-    """Save what the browser shows at an address."""
-    target.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory() as profile:
-        how = [
-            *FLAGS,
-            f"--user-data-dir={profile}",
-            f"--window-size={size}",
-            f"--blink-settings=preferredColorScheme={THEMES[theme]}",
-            f"--screenshot={target}",
-        ]
-        subprocess.run([CHROMIUM, *how, url], check=True, capture_output=True, timeout=120)
-    if not target.exists():
-        sys.exit(f"chromium wrote no picture of {url}")
+def queue(name: str, count: int) -> None:
+    """Let some wait in line for a lock."""
+    from django.db import connection
+
+    from distlock.backends import backend_for, tickets
+
+    alive = backend_for(connection).clock(connection) + 3600 * 1_000_000
+    for number in range(count):
+        tickets.draw(connection, name, 0, f"waiter {number}", alive)
 
 
-def main(folder: str | None) -> None:
+def jobs() -> None:
+    """Make one job in each state."""
+    from datetime import timedelta
+
+    from django.db import connection
+
+    from distlock import once
+    from distlock.backends import backend_for
+    from distlock.backends.base import moment_of
+    from distlock.models import Job
+
+    now = moment_of(backend_for(connection).clock(connection))
+    hour = timedelta(hours=1)
+    stored = {"args": [1017], "kwargs": {"full": True}, "options": {}, "ttl": 3600}
+    for key, state, age in (
+        ("enqueue:shop.tasks.reindex:1017", "queued", timedelta(minutes=2)),
+        ("enqueue:shop.tasks.reindex:1018", "running", timedelta(minutes=50)),
+        ("enqueue:shop.tasks.mail:88123", "done", timedelta(hours=5)),
+    ):
+        Job.objects.create(
+            key=key,
+            state=state,
+            task=key.split(":")[1],
+            task_id=f"5f2c1f9e-6f3b-4b54-9a53-{abs(hash(key)) % 10**12:012}",
+            arguments=stored,
+            token=0 if state == "queued" else time.time_ns() // 1000,
+            attempts=0 if state == "queued" else 1,
+            created_at=now - age,
+            started_at=None if state == "queued" else now - age,
+            finished_at=now - age if state == "done" else None,
+            expires_at=now + (-age if state == "done" else hour),
+        )
+    once("charge:88123").run(lambda: {"receipt": "ch_3Nx", "amount": "12.90"})
+
+
+def visits() -> Iterator[tuple[str, str, str]]:
+    """Yield the name of each page, its address, and the button that leads to what is meant."""
+    from django.urls import reverse
+
+    from distlock.models import DistributedLock, Job
+
+    lock = DistributedLock.objects.get(name="invoice:42").pk
+    job = Job.objects.get(key="enqueue:shop.tasks.reindex:1018").pk
+    yield "locks", reverse("admin:distlock_distributedlock_changelist"), ""
+    one = reverse("admin:distlock_distributedlock_change", args=[lock])
+    yield "lock", one, ""
+    yield "force-release", one, "Force-release…"
+    yield "jobs", reverse("admin:distlock_job_changelist"), ""
+    one = reverse("admin:distlock_job_change", args=[job])
+    yield "job", one, ""
+    yield "run-again", one, "Run again…"
+
+
+def shoot(context: Any, address: str, button: str, target: Path) -> None:
+    """Save what the browser shows."""
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    if button:
+        page.get_by_role("button", name=button).click()
+        page.wait_for_load_state()
+    page.wait_for_timeout(300)
+    wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    size = page.evaluate("[window.innerWidth, document.documentElement.scrollHeight]")
+    clip = {"x": 0, "y": 0, "width": size[0], "height": min(size[1], TALLEST)}
+    page.screenshot(path=target, full_page=True, clip=clip)
+    page.close()
+    with Image.open(target) as picture:
+        picture.convert("RGB").quantize(COLOURS).save(target, optimize=True)
+    if complaints or wider > 0 or target.stat().st_size > LARGEST:
+        sys.exit(f"{target.name}: {complaints}, {wider} px too wide, {target.stat().st_size} bytes")
+
+
+def main(folder: Path) -> None:
     """Take the pictures."""
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # Playwright runs a loop in this thread
     if not CHROMIUM:
         sys.exit("chromium is not installed: apt-get install chromium")
+    folder.mkdir(exist_ok=True)
     with site() as address:
-        from django.urls import reverse
+        from django.contrib.auth import get_user_model
+        from django.test import Client
 
-        from distlock.models import DistributedLock
-        from tests.browser.urls import LOCK, LOCKS
-
-        with seed():
-            one = DistributedLock.objects.get(name="invoice:42").pk
-            listed, detail = reverse(LOCKS), reverse(LOCK, args=[one])
-            enter = f"{address}/enter/?next="
-            if folder is None:
-                shoot(enter + quote(listed), ROOT / "docs" / "admin.png")
-                return
-            for theme in THEMES:
-                shoot(enter + quote(listed), Path(folder) / f"list-{theme}.png", theme)
-                shoot(enter + quote(detail), Path(folder) / f"lock-{theme}.png", theme)
-                shoot(f"{address}/confirm/", Path(folder) / f"confirm-{theme}.png", theme)
-            shoot(enter + quote(listed), Path(folder) / "list-narrow.png", size="500,900")
+        client = Client()
+        client.force_login(get_user_model().objects.get())
+        with seed(), browser() as opened:
+            jobs()
+            found = list(visits())
+            for width, (across, down) in WIDTHS.items():
+                for theme in ("light", "dark"):
+                    context = opened.new_context(
+                        viewport={"width": across, "height": down}, color_scheme=theme
+                    )
+                    closed = "localStorage.setItem('django.admin.navSidebarIsOpen', 'false')"
+                    context.add_init_script(closed)
+                    logged_in(context, address, client)
+                    for name, path, button in found:
+                        if theme == "light" or name in DARK:
+                            target = folder / f"admin-{name}-{width}-{theme}.png"
+                            shoot(context, address + path, button, target)
+                    context.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES)

@@ -34,6 +34,7 @@ LIMIT = 20.0
 """Seconds after which a test's own thread counts as hung."""
 
 MOMENTS = ("acquired_at", "expires_at", "lost_at")
+OTHER_MOMENTS = ("wanted_until",)
 NOW = {
     "postgresql": "clock_timestamp()",
     "mysql": "UTC_TIMESTAMP(6)",
@@ -141,7 +142,7 @@ def write(name: str = "n", slot: int = 0, **columns: Any) -> None:
     if stored(name, slot) is None:
         execute(f"INSERT INTO {TABLE} (name, slot) VALUES (%s, %s)", [name, slot])
     values = [
-        f"{column} = {FROM_NOW[connection.vendor] if column in MOMENTS else '%s'}"
+        f"{column} = {FROM_NOW[connection.vendor] if column in MOMENTS + OTHER_MOMENTS else '%s'}"
         for column in columns
     ]
     execute(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import logging
 import sys
 from argparse import ArgumentParser
 from typing import Any, NoReturn
@@ -14,11 +13,10 @@ from django.db import DatabaseError, Error
 from ...arguments import checked_name
 from ...backends import backend_for
 from ...backends.base import Holder
+from ...releases import take
 from ...states import moment
 from ..options import add_database, connection_to, remedy_for, whole_number
 from ..table import shown
-
-logger = logging.getLogger("distlock")
 
 FREE = 3
 CHANGED = 4
@@ -63,7 +61,7 @@ class Command(BaseCommand):
             self._check(name, holder, token)
             assert holder is not None
             self._confirm(holder, options["yes"])
-            raised = backend.force_release(connection, name, slot, holder.token)
+            raised = take(connection.alias, name, slot, holder.token, by=_user())
         except DatabaseError as error:
             if backend.is_contention(error):
                 self._end(IN_USE, f"The lock {name!r} is in use by a running transaction.")
@@ -72,7 +70,6 @@ class Command(BaseCommand):
             self._refuse(connection, error)
         if raised is None:
             self._end(CHANGED, f"The lock {name!r} was left alone: its holder has changed.")
-        _note(holder)
         if options["verbosity"] >= 1:
             self.stdout.write(f"The lock {name!r} is free. Its token is {raised} now.")
 
@@ -109,15 +106,8 @@ class Command(BaseCommand):
         sys.exit(status)
 
 
-def _note(holder: Holder) -> None:
+def _user() -> str:
     try:
-        by = getpass.getuser()
+        return getpass.getuser()
     except (KeyError, OSError):  # a user without a name
-        by = ""
-    logger.warning(
-        "lock_force_released name=%r token=%s by=%r holder=%r",
-        holder.name,
-        holder.token,
-        by,
-        str(holder),
-    )
+        return ""
