@@ -31,7 +31,7 @@ from . import receipts, signals
 from .arguments import LONGEST_NAME
 from .backends import backend_for
 from .backends.base import EPOCH, MICROSECOND
-from .connections import in_transaction
+from .connections import in_transaction, refresh
 from .deadlines import clock
 from .errands import Errand
 from .exceptions import JobDuplicate
@@ -130,6 +130,7 @@ class Call:
         """Write the receipt and release the lock, in one transaction."""
         text = self._json(result)
         lease.check()
+        refresh(connections[self._alias], lease.held_for)
         with transaction.atomic(using=self._alias):
             receipts.finish(self._run_of(lease), text, begun=True)
             lease.release()

@@ -36,6 +36,8 @@ from .limits import Opener, watch
 
 T = TypeVar("T")
 
+SHORT = 1.0
+"""Seconds after which a connection that had nothing to do may have been closed."""
 LIMIT = 5.0
 """Seconds that a use of a private connection may take."""
 SERVERS_SHARE = 0.8
@@ -51,6 +53,18 @@ def in_transaction(connection: BaseDatabaseWrapper) -> bool:
     if connection.connection is None:
         return not connection.settings_dict["AUTOCOMMIT"]
     return not connection.get_autocommit()
+
+
+def refresh(connection: BaseDatabaseWrapper, idle: float) -> None:
+    """Close a connection that has been idle for so many seconds, if somebody has closed it already.
+
+    A server, or something in between, does so with what has nothing to do for long. In a
+    transaction it is left alone.
+    """
+    if idle < SHORT or connection.connection is None or in_transaction(connection):
+        return
+    if not connection.is_usable():
+        connection.close()
 
 
 def in_testcase(connection: BaseDatabaseWrapper) -> bool:

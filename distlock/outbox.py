@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -145,7 +145,7 @@ class Order:
         arguments = {**self.arguments, "options": found.arguments["options"]}
         expires = max(found.expires_at, moment_in(self.alias, self.ttl))
         values = {"arguments": arguments, "expires_at": expires}
-        return (found, False) if _unchanged(self.alias, found).update(**values) else None
+        return (found, False) if self._write(found, values) else None
 
     def _find(self) -> Job | None:
         """Return the row, and whether its time is not over."""
@@ -182,11 +182,23 @@ class Order:
         values = self._values()
         if found.state == "queued" and not self.is_over(found.task_id):
             values["task_id"] = found.task_id
-        if not _unchanged(self.alias, found).update(**values):
+        if not self._write(found, values):
             return None
         for name, value in values.items():
             setattr(found, name, value)
         return found, True
+
+    def _write(self, found: Job, values: dict[str, Any]) -> bool:
+        """Write over an unchanged row. `False`: it has changed, or a transaction has it locked.
+
+        InnoDB would wait for who shares it, for longer than the caller wants to.
+        """
+        features, rows = connections[self.alias].features, _unchanged(self.alias, found)
+        free = rows.select_for_update(
+            skip_locked=features.has_select_for_update_skip_locked,
+            no_key=features.has_select_for_no_key_update,
+        )
+        return free.first() is not None and bool(rows.update(**values))
 
     def _values(self) -> dict[str, Any]:
         now = now_of(self.alias)
@@ -218,20 +230,39 @@ def published(alias: str, job: Job) -> None:
     write_unlocked(alias, mine, {"unpublished_since": None})
 
 
-def unpublished(alias: str, older_than: float) -> Iterator[Job]:
+def unpublished_tasks(alias: str, older_than: float) -> set[str]:
+    """Return the names of the tasks of what waits to be published since that many seconds."""
+    return set(_unpublished(alias, older_than).values_list("task", flat=True).distinct())
+
+
+def unpublished(
+    alias: str, older_than: float, tasks: Collection[str] | None = None
+) -> Iterator[Job]:
     """Yield what waits to be published since that many seconds, each to one caller only.
 
-    The caller must publish it and say so. What it does not, waits that long again. A row that a
-    transaction has locked is passed over.
+    The caller must publish it and say so. What it does not, waits that long again: whoever lacks
+    some tasks names those that it has. A row that a transaction has locked is passed over.
     """
-    before, after = moment_in(alias, -older_than), 0
-    waiting = jobs_of(alias).filter(state="queued", unpublished_since__lte=before).order_by("pk")
+    after, waiting = 0, _unpublished(alias, older_than).order_by("pk")
+    if tasks is not None:
+        waiting = waiting.filter(task__in=tasks)
     while job := waiting.filter(pk__gt=after).first():
         after, now = job.pk, moment_in(alias, 0)
         seen = _unchanged(alias, job).filter(unpublished_since=job.unpublished_since)
         if write_unlocked(alias, seen, {"unpublished_since": now}) is not None:
             job.unpublished_since = now
             yield job
+
+
+def _unpublished(alias: str, older_than: float) -> QuerySet[Job]:
+    before = moment_in(alias, -older_than)
+    return jobs_of(alias).filter(state="queued", unpublished_since__lte=before)
+
+
+def unsent(alias: str, key: str, task_id: str) -> bool:
+    """Note that a message which had to go back to the queue could not: it is published again."""
+    waiting = _wanted(alias, key, task_id).filter(state="queued")
+    return write_unlocked(alias, waiting, {"unpublished_since": moment_in(alias, 0)}) is not None
 
 
 # -- the run -------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from distlock.calls import Call
 from distlock.models import Job
 from tests.app.models import Counter
 from tests.isolation import expire
-from tests.support import in_thread, steal
+from tests.support import in_thread, is_free, kill_session, steal
 from tests.test_async import run
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -54,6 +54,16 @@ def work() -> Work:
 
 def effects() -> int:
     return Counter.objects.count()
+
+
+@pytest.mark.vendor("postgresql", "mysql")
+def test_a_connection_that_was_closed_during_a_long_run_costs_no_receipt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distlock.connections.SHORT", 0.0)
+    once("k", atomic=False).run(kill_session)
+    assert Job.objects.get().state == "done"
+    assert is_free("once:k")
 
 
 @pytest.mark.parametrize("atomic", [True, False])

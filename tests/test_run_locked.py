@@ -18,6 +18,7 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
 
 from distlock import lock, receipts
+from distlock.management.children import Bell, Child
 from distlock.models import Job
 from tests.commands import MANAGE, ROOT, done, ended, environ, is_alive, kill, manage
 from tests.support import (
@@ -55,7 +56,8 @@ import signal, sys, time
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
     signal.signal(number, lambda number, frame: sys.exit(number))
 print("ready", flush=True)
-time.sleep(60)
+while True:  # a signal just before a sleep is handled after it
+    time.sleep(0.05)
 """
 DEAF = """
 import signal, time
@@ -220,6 +222,31 @@ def test_a_signal_reaches_what_the_command_has_started() -> None:
         process.terminate()
         assert ended(process)[0] == 128 + signal.SIGTERM
     assert eventually(lambda: not is_alive(grandchild))
+
+
+@once_is_enough
+def test_signals_that_a_parent_has_blocked_are_heard() -> None:
+    def block() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+
+    assert done("run_locked", "job", "--", "true", prepare=block)[0] == 0
+    with manage("run_locked", "job", *touchy, prepare=block) as process:
+        ready(process)
+        process.terminate()
+        assert ended(process)[0] == signal.SIGTERM
+
+
+@once_is_enough
+def test_a_signal_after_the_command_ends_the_process() -> None:
+    """What comes then, such as a release that has no answer, is not the child's."""
+    before = signal.getsignal(signal.SIGUSR1)
+    with Bell() as bell:
+        assert Child(["true"], on_lost=None, kill_after=1).run(bell, 1) == 0
+        with pytest.raises(SystemExit) as caught:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(5)
+    assert caught.value.code == 128 + signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 @once_is_enough

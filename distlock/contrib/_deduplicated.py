@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from celery import Task
 from celery._state import get_current_task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 from celery.signals import task_failure, task_retry, task_revoked
 from celery.utils.time import maybe_make_aware
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, connections
+from django.db import Error, InterfaceError, OperationalError, connections
 from kombu.utils import json as messages
 
 from .. import outbox, receipts
@@ -111,6 +111,10 @@ class _Message(Delivery):
                 return self._busy(error)
             except (LockBusy, Pinned) as error:
                 return self._busy(error)
+            except (OperationalError, InterfaceError) as error:
+                if self.queued:
+                    self.again(error, LONGEST_PAUSE)  # the database will answer again
+                raise
             if job is None:
                 return self._stale()
             return self._work(lease, function, job)
@@ -158,6 +162,19 @@ class _Message(Delivery):
         except Error:
             log(logging.WARNING, "job_unsettled key=%r", key=self.job_key, exc_info=True)
 
+    def again(self, error: Exception, left: float) -> None:
+        """Send this message again. Raises `Retry`, or `Ignore` if that is left to `resend_jobs`."""
+        try:
+            super().again(error, left)
+        except Retry:
+            raise
+        except Exception:
+            if not outbox.unsent(self.alias, self.job_key, self.request.id):
+                raise
+            text = "job_unpublished key=%r: left to resend_jobs"
+            log(logging.WARNING, text, key=self.job_key, exc_info=True)
+            raise Ignore from error
+
     # -- what does not run -----------------------------------------------------------------------
 
     def _busy(self, error: Any) -> Any:
@@ -187,9 +204,12 @@ class _Message(Delivery):
 
 @task_failure.connect(weak=False)
 def _failed(sender: Any = None, **_: Any) -> None:
-    message = getattr(getattr(sender, "request", None), "distlock_message", None)
+    request: Any = getattr(sender, "request", None)
+    message = getattr(request, "distlock_message", None)
     if message is not None:
         message.settle("done")
+    elif header := (getattr(request, "headers", None) or {}).get(HEADER):
+        _free(header["using"], header["key"], request.id, running=False)  # before it had started
 
 
 @task_retry.connect(weak=False)
@@ -205,7 +225,14 @@ def _revoked(request: Any = None, terminated: bool = False, **_: Any) -> None:
     header = (getattr(request, "headers", None) or {}).get(HEADER)
     if header is not None:
         which = (header["using"], header["key"], request.id)
-        threading.Thread(target=_free, args=which, kwargs={"running": terminated}).start()
+        threading.Thread(target=_free_apart, args=which, kwargs={"running": terminated}).start()
+
+
+def _free_apart(alias: str, key: str, task_id: str, *, running: bool) -> None:
+    try:
+        _free(alias, key, task_id, running=running)
+    finally:
+        connections.close_all()
 
 
 def _free(alias: str, key: str, task_id: str, *, running: bool) -> None:
@@ -213,8 +240,6 @@ def _free(alias: str, key: str, task_id: str, *, running: bool) -> None:
         outbox.free(alias, key, task_id, running=running)
     except Error:
         log(logging.WARNING, "job_not_freed key=%r", key=key, exc_info=True)
-    finally:
-        connections.close_all()
 
 
 def _seconds_until(when: Any) -> float:

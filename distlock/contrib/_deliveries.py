@@ -43,14 +43,13 @@ from celery.app.task import Context
 from celery.exceptions import Retry
 from celery.states import SUCCESS
 from django.db import Error, connections, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .. import contexts, receipts
 from ..backends.base import Holder
-from ..connections import in_transaction
+from ..connections import in_transaction, refresh
 from ..deadlines import jitter
 from ..events import log
-from ..exceptions import LockBusy, LockLost
+from ..exceptions import LockLost
 from ..leases import Lease
 from ._canonical import fitting
 
@@ -59,8 +58,6 @@ KEEP = 86400.0
 LONGEST_DELAY = 60.0
 HEADER = "distlock_again"
 IN_BODY = "distlock_in_body"
-SHORT = 1.0
-"""Seconds after which a connection that had nothing to do may have been closed."""
 
 
 class Delivery:
@@ -112,7 +109,7 @@ class Delivery:
         """Whether only the min_hold of an earlier run of this message is in the way."""
         return bool(self.queued and holder and not holder.owner and self.is_holder(holder))
 
-    def again(self, error: LockBusy, left: float) -> None:
+    def again(self, error: Exception, left: float) -> None:
         """Send this message again like `Task.retry`, but do not count it as one. Raises `Retry`."""
         soon = 2.0 ** min(self.sent_again, 10)
         delay: Any = max(0.1, jitter(min(soon, left, LONGEST_DELAY, self._visible_for / 2)))
@@ -179,8 +176,7 @@ class Delivery:
             return
         lease.check()
         try:
-            if lease.held_for > SHORT:
-                _refresh(connection)
+            refresh(connection, lease.held_for)
             with transaction.atomic(using=alias):
                 self._write(lease, alias)
                 lease.release()
@@ -200,9 +196,3 @@ class Delivery:
     @property
     def _is_published_again(self) -> bool:
         return any(child.id == self.request.id for child in self.request.children or ())
-
-
-def _refresh(connection: BaseDatabaseWrapper) -> None:
-    """Close a connection that a server, or something in between, has closed meanwhile."""
-    if connection.connection is not None and not connection.is_usable():
-        connection.close()

@@ -123,22 +123,29 @@ def resend(alias: str, older_than: float) -> tuple[int, list[str]]:
     cannot be sent, because its task takes other arguments now for example, keeps nobody else
     waiting: its error is raised at the end.
     """
-    count, unknown, unsent = 0, set(), []
-    for job in outbox.unpublished(alias, older_than):
-        if job.task not in current_app.tasks:
-            unknown.add(job.task)
-            continue
-        try:
-            publish(current_app.tasks[job.task], alias, job)
-            count += 1
-        except (OperationalError, OSError):  # the broker is down, for all of them
-            raise
-        except Exception as error:
-            log(logging.WARNING, "job_unpublished key=%r", key=job.key, exc_info=True)
+    count, unsent = 0, []
+    waiting = outbox.unpublished_tasks(alias, older_than)
+    known = waiting.intersection(current_app.tasks)
+    for job in outbox.unpublished(alias, older_than, known):
+        if error := _publish_if_possible(alias, job):
             unsent.append(error)
+        else:
+            count += 1
     if unsent:
         raise unsent[0]
-    return count, sorted(unknown)
+    return count, sorted(waiting - known)
+
+
+def _publish_if_possible(alias: str, job: Job) -> Exception | None:
+    """Publish a job, or return why it itself cannot be."""
+    try:
+        publish(current_app.tasks[job.task], alias, job)
+    except (OperationalError, OSError):  # the broker is down, for all of them
+        raise
+    except Exception as error:
+        log(logging.WARNING, "job_unpublished key=%r", key=job.key, exc_info=True)
+        return error
+    return None
 
 
 @shared_task(name="distlock.resend_jobs", ignore_result=True)

@@ -117,7 +117,8 @@ class SingleInstance:
         holder = error.holder
         reason = reason_of(holder)
         again = run.is_holder(holder) or self.on_busy == "retry"
-        if run.queued and (again or (self.on_busy == "skip" and run.must_run and reason == "busy")):
+        drops = self.on_busy == "skip" or callable(self.on_busy)
+        if run.queued and (again or (drops and run.must_run and reason == "busy")):
             run.again(error, _remaining(holder, held))
         if callable(self.on_busy):
             return self.on_busy(error)

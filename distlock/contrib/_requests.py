@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from django.contrib.sessions.backends.signed_cookies import SessionStore as SignedCookies
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.http.request import RawPostDataException
@@ -80,6 +81,11 @@ def asker(request: Any, anonymous: str | Callable[[Any], str]) -> str:
         own = told_by(anonymous, request, "anonymous")
         return f"own:{own}" if own else ""
     session = getattr(request, "session", None)
+    if anonymous == "session" and isinstance(session, SignedCookies):
+        raise ImproperlyConfigured(
+            'idempotent(anonymous="session") needs sessions with a key that stays: that of '
+            "signed_cookies changes with each save. Use another SESSION_ENGINE, or a callable."
+        )
     # Asked for its keys it is loaded, and a session that there is not has no key any more.
     if anonymous == "session" and session and session.keys() and session.session_key:
         return f"session:{_digest(session.session_key.encode())}"  # the key itself is a secret

@@ -52,11 +52,15 @@ class Bell:
         self._far.setblocking(False)
         self._before: dict[signal.Signals, Any] = {}
         self._wakeup = -1
+        self._mask: set[int] = set()
         self.for_child = False
-        """Whether signals are the child's. Before there is one, they end this process."""
+        """Whether signals are the child's. Before and after it, they end this process."""
+        self.had_child = False
 
     def __enter__(self) -> Self:
         self._wakeup = signal.set_wakeup_fd(self._far.fileno(), warn_on_full_buffer=False)
+        heard = {*PASSED_ON, signal.SIGCHLD}  # a parent may have blocked them
+        self._mask = set(signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)) & heard
         for number in (*PASSED_ON, signal.SIGTSTP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._heard)
@@ -73,6 +77,7 @@ class Bell:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._wakeup)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._mask)
         self._near.close()
         self._far.close()
 
@@ -115,15 +120,18 @@ class Child:
 
         Raises `OSError` if it cannot be started.
         """
-        bell.for_child = True
-        environ = {**os.environ, TOKEN: str(token)}
-        process = subprocess.Popen(self._command, env=environ, start_new_session=True)
+        bell.for_child = bell.had_child = True
         try:
-            return self._attend(process, bell)
+            environ = {**os.environ, TOKEN: str(token)}
+            process = subprocess.Popen(self._command, env=environ, start_new_session=True)
+            try:
+                return self._attend(process, bell)
+            finally:
+                if process.returncode is None:
+                    _send(process.pid, signal.SIGKILL)
+                    process.wait()
         finally:
-            if process.returncode is None:
-                _send(process.pid, signal.SIGKILL)
-                process.wait()
+            bell.for_child = False
 
     def _attend(self, process: subprocess.Popen[bytes], bell: Bell) -> int:
         lost, end = False, Deadline(None)

@@ -20,7 +20,6 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, transaction
 
 from distlock import AlreadyHeld, Lock, LockBusy, LockLost, contexts, lock
-from distlock.contrib import _deliveries
 from distlock.contrib._canonical import canonical_name
 from distlock.contrib._deliveries import HEADER
 from distlock.contrib.celery import current_lock, single_instance
@@ -637,8 +636,11 @@ def test_a_first_delivery_is_skipped(message: Callable[..., Message]) -> None:
         {"headers": {HEADER: 3}},
     ],
 )
-def test_what_is_never_skipped(message: Callable[..., Message], request_: dict[str, Any]) -> None:
-    one = message(**request_)
+@pytest.mark.parametrize("on_busy", ["skip", lambda busy: "called"])
+def test_what_is_never_skipped(
+    message: Callable[..., Message], request_: dict[str, Any], on_busy: Any
+) -> None:
+    one = message(on_busy, **request_)
     with held_by("task task[other]"), pytest.raises(Retry):
         one.run()
     again = one.sent_again()
@@ -827,7 +829,7 @@ def test_a_run_that_lost_its_lock_leaves_no_receipt(message: Callable[..., Messa
 def test_a_connection_that_was_closed_meanwhile_costs_no_receipt(
     message: Callable[..., Message], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_deliveries, "SHORT", 0.0)
+    monkeypatch.setattr("distlock.connections.SHORT", 0.0)
     assert message(body=kill_session).run() is None
     assert Job.objects.filter(key="celery:me").exists()
     assert is_free("name")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from celery import Celery, Task, shared_task
 from celery.app.trace import trace_task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 from celery.signals import task_revoked
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
@@ -785,6 +785,94 @@ def test_a_message_that_could_not_be_sent_is_sent_later(
     assert (message.headers["id"], message.headers["own"]) == (sent.result.id, 1)
     assert queue.work(message) == "x"
     assert queue.ids() == []
+
+
+# -- a message that fails before its job has started ----------------------------------------------
+
+
+def fail_at_the_start(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def start(run: Any) -> None:
+        monkeypatch.undo()
+        raise error
+
+    monkeypatch.setattr(outbox.Run, "start", start)
+
+
+@transactional
+def test_a_database_that_does_not_answer_at_the_start_is_asked_again(
+    sync: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = enqueue_once(sync, (1,), {"note": "x"})
+    fail_at_the_start(monkeypatch, OperationalError("the server is starting up"))
+    assert isinstance(queue.work(), Retry)
+    assert (state(), queue.ran) == ("queued", [])
+    message = queue.take()
+    assert message.headers["id"] == sent.result.id
+    assert queue.work(message) == "x"
+
+
+@transactional
+def test_a_message_that_fails_before_the_start_frees_its_key(
+    sync: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue_once(sync, (1,))
+    fail_at_the_start(monkeypatch, ZeroDivisionError())
+    assert isinstance(queue.work(), ZeroDivisionError)
+    assert state() == "done"
+    assert enqueue_once(sync, (1,)).created
+
+
+@with_all_apps
+def test_a_message_that_cannot_go_back_to_the_queue_is_left_to_resend_jobs(
+    sync: Any, queue: Queue, app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise ConnectionRefusedError("the broker is down")
+
+    sent = enqueue_once(sync, (1,), {"note": "x"})
+    job = Job.objects.get()
+    with lock(f"once:{job.key}"), monkeypatch.context() as patch:
+        patch.setattr(app.amqp, "send_task_message", refuse)
+        in_thread(queue.work)
+    assert "left to resend_jobs" in caplog.text
+    job.refresh_from_db()
+    assert (job.state, job.task_id, queue.ids()) == ("queued", sent.result.id, [])
+    assert job.unpublished_since is not None
+    call_command("resend_jobs", older_than=0)
+    assert queue.work() == "x"
+
+
+@with_all_apps
+def test_a_task_that_this_app_does_not_have_is_left_to_those_who_do(
+    sync: Any, queue: Queue, down: Any
+) -> None:
+    enqueue_once(sync, (1,))
+    Job.objects.update(task="of.another.app")
+    before = Job.objects.get().unpublished_since
+    down.undo()
+    with pytest.raises(CommandError, match=r"of\.another\.app"):
+        call_command("resend_jobs", older_than=0)
+    assert Job.objects.get().unpublished_since == before
+
+
+@pytest.mark.vendor("mysql")  # on PostgreSQL who shares a row is in nobody's way
+@transactional
+def test_who_replaces_waits_no_longer_for_a_shared_row_than_it_wants(
+    sync: Any, queue: Queue, settings: Any
+) -> None:
+    settings.DISTLOCK = {**getattr(settings, "DISTLOCK", {}), "WAIT": 0.3}
+    enqueue_once(sync, (1,), key="k")
+
+    def replace() -> float:
+        since = time.monotonic()
+        with pytest.raises(OperationalError, match="locked or written by others"):
+            enqueue_once(sync, (2,), key="k", replace=True)
+        return time.monotonic() - since
+
+    with transaction.atomic():
+        assert not enqueue_once(sync, (1,), key="k").created
+        assert in_thread(replace) < 5
+    assert not enqueue_once(sync, (2,), key="k", replace=True).created
 
 
 @transactional

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.backends.signed_cookies import SessionStore as SignedCookies
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connections
@@ -287,6 +288,15 @@ def test_a_login_of_ones_own_is_a_text() -> None:
     request = RequestFactory().post("/pay", headers={"Idempotency-Key": "k"})
     view: Callable[..., Any] = idempotent(views.pay.__wrapped__, anonymous=lambda request: object())
     with pytest.raises(TypeError, match="anonymous must return a str"):
+        view(request)
+
+
+def test_sessions_without_a_key_that_stays_are_refused() -> None:
+    request = RequestFactory().post("/pay", headers={"Idempotency-Key": "k"})
+    request.session = SignedCookies()
+    request.session["basket"] = 1
+    view = idempotent(lambda request: HttpResponse(), anonymous="session")
+    with pytest.raises(ImproperlyConfigured, match="signed_cookies changes with each save"):
         view(request)
 
 

@@ -146,7 +146,7 @@ class Command(BaseCommand):
         except LockLost as error:
             self._end(LOST, str(error))
         except (LockError, Error) as error:
-            if bell.for_child:
+            if bell.had_child:
                 self._end(FAILED, f"The command has run, but that could not be noted: {error}")
             self._end(FAILED, f"The lock {held.name!r} could not be asked for: {error}")
 
