@@ -15,7 +15,8 @@ DISTLOCK_AGAIN      how many failures of a part may be tried a second time, when
                     any more: the machine may have been busy. They are named at the end, and what
                     fails again is a failure
 DISTLOCK_DURABLE    1: commits wait for the disk (always so with --torture)
-DISTLOCK_TORTURE    ci, short (default) or long: how hard the tests marked ``torture`` are
+DISTLOCK_TORTURE    ci, short (default) or long: how hard the tests marked ``torture`` are, and
+                    those of many processes in tests/contrib
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from distlock import LockLost, lock
 from distlock.backends import backend_for
 from tests.app.models import Counter
 from tests.contrib import faulty, tasks
-from tests.contrib.celery_app import answers, noted
+from tests.contrib.celery_app import answers, first_time, noted
 from tests.contrib.conftest import Broker, Worker
 from tests.contrib.test_celery_workers import (
     held,
@@ -95,9 +95,13 @@ def test_what_is_killed_at_any_point_counts_once(broker: Broker) -> None:
     keys, points = range(2), ["", "before", "amid", "after"]
     for key in keys:
         Counter.objects.create(name=f"counted {key}")
-    sent = [faulty.counted.delay(key=key, dies=point) for key in keys for point in points]
+    dies = [point for _ in keys for point in points]
+    sent = [faulty.counted.delay(key=at // len(points), dies=d) for at, d in enumerate(dies)]
     results = [sent_one.get(timeout=60) for sent_one in sent]
-    assert all(one == "done" or is_duplicate(one) for one in results), results
+    for point, one, result in zip(dies, sent, results, strict=True):
+        assert is_duplicate(result) if point == "after" else result == "done"
+        asked = f"after {one.id}" if point == "after" else one.id
+        assert first_time(asked) is (point == ""), "it was not killed"
     assert {one.name: one.value for one in Counter.objects.all()} == {
         f"counted {key}": len(points) for key in keys
     }
