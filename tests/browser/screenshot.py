@@ -25,7 +25,7 @@ DARK = ("locks", "lock")
 LARGEST = 150_000
 """Bytes of one picture."""
 COLOURS = 128
-TALLEST = 1_500
+TALLEST = 2_600
 
 
 @contextmanager
