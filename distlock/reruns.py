@@ -1,9 +1,10 @@
 """What people may do with a job: free its key, or let it run again. For the admin.
 
 # Note [As shown]
-Each is a compare-and-set on what the person has seen: the row, its task id, its state and the token
-of its last run. A run that starts writes its own token, and whoever queues the job anew another
-task id, so that what has changed is left alone. So is a job whose lock is held, and a row that a
+Each is a compare-and-set on what the person has seen: the row, its task id, its state, the token of
+its last run and the moment when it expires. A run that starts writes its own token. Whoever queues
+the job anew writes another moment, and mostly another task id: what has waited past its time keeps
+that one. So what has changed is left alone. So is a job whose lock is held, and a row that a
 transaction has locked. Nothing here waits, and nothing takes the lock.
 
 # Note [Again]

@@ -21,6 +21,7 @@ from distlock import lock, outbox
 from distlock.backends.base import moment_of
 from distlock.contrib.celery import deduplicated, enqueue_once
 from distlock.models import Job
+from distlock.states import microseconds
 from tests.conformance.rows import query, session
 from tests.contrib.test_enqueue import Private, Queue
 from tests.test_admin import browser, text
@@ -158,8 +159,9 @@ def changes(sync: Any, queue: Queue) -> dict[str, Any]:
 
     def queue_anew() -> None:
         Job.objects.update(expires_at=datetime(1971, 1, 1, tzinfo=timezone.utc))
-        enqueue_once(sync, (1,))
-        Job.objects.update(task_id="another")
+        before = the_job()
+        assert enqueue_once(sync, (1,)).created
+        assert (the_job().task_id, the_job().token) == (before.task_id, before.token)
 
     def purge() -> None:
         Job.objects.all().delete()
@@ -377,7 +379,9 @@ def test_each_has_a_permission_of_its_own(
     enqueue_once(sync, (1,))
     queue.ids()
     job = the_job()
-    chosen = json.dumps([job.pk, job.key, job.task_id, "queued", job.token])
+    chosen = json.dumps(
+        [job.pk, job.key, job.task_id, "queued", job.token, microseconds(job.expires_at)]
+    )
     before = list(Job.objects.values())
     client = browser("view_job", permission)
     page = client.get(f"{LIST}{job.pk}/change/").content.decode()
@@ -388,7 +392,7 @@ def test_each_has_a_permission_of_its_own(
     assert queue.ids() == []
 
 
-@pytest.mark.parametrize("chosen", ["", "x", "[]", "[1]", '["1", "k", "i", "queued", 0]', "{}"])
+@pytest.mark.parametrize("chosen", ["", "x", "[]", "[1]", '["1", "k", "i", "queued", 0, 0]', "{}"])
 def test_what_nobody_was_asked_is_refused(client: Client, chosen: str) -> None:
     post = {"action": "free", "_selected_action": ["1"], "chosen": [chosen]}
     assert client.post(LIST, post).status_code == 400
