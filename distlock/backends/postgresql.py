@@ -215,6 +215,7 @@ FORCE_RELEASE = f"""
 WITH clock AS MATERIALIZED ({CLOCK}), shown AS (
     SELECT l.id FROM {TABLE} l, clock
     WHERE {ROW} AND l.fencing_token = %(token)s AND l.expires_at > clock.now AND NOT {NOBODYS}
+        AND l.owner = COALESCE(%(owner)s::text, l.owner)
     FOR UPDATE OF l NOWAIT
 ) UPDATE {TABLE} l SET owner = '', expires_at = clock.now, ttl = 0,
     losses = l.losses + CASE WHEN l.owner = '' THEN 0 ELSE 1 END,
@@ -343,11 +344,18 @@ class PostgreSQL(Backend):
             }
 
     def force_release(
-        self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
+        self,
+        connection: BaseDatabaseWrapper,
+        name: str,
+        slot: int,
+        token: int,
+        *,
+        owner: str | None = None,
     ) -> int | None:
         with connection.cursor() as cursor:
             try:
-                cursor.execute(FORCE_RELEASE, {"name": name, "slot": slot, "token": token})
+                wanted = {"name": name, "slot": slot, "token": token, "owner": owner}
+                cursor.execute(FORCE_RELEASE, wanted)
             except DatabaseError as error:
                 if self.is_contention(error):
                     raise Pinned(
