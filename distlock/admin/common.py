@@ -6,11 +6,12 @@ State and times are those of one moment on the database's clock, read once per r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import SEARCH_VAR, ChangeList
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import Model, QuerySet, TextChoices
 from django.forms import Script
 from django.http import HttpRequest
@@ -20,6 +21,7 @@ from django.utils.translation import gettext_lazy
 
 from ..backends import backend_for
 from ..conf import settings
+from ..connections import in_transaction
 from ..listing import with_prefix
 from .paging import KeysetChangeList
 
@@ -143,6 +145,12 @@ def now_of(request: HttpRequest) -> int:
         request.META["distlock.now"] = backend_for(connection).clock(connection)
     now: int = request.META["distlock.now"]
     return now
+
+
+def apart(alias: str) -> AbstractContextManager[object]:
+    """Let an error in the block leave a transaction around it usable."""
+    connection = connections[alias]
+    return transaction.atomic(using=alias) if in_transaction(connection) else nullcontext()
 
 
 def unmistakable(name: str) -> str:
