@@ -15,7 +15,7 @@ from django.db import connections, transaction
 from django.db.models import Model, QuerySet, TextChoices
 from django.forms import Script
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy
 
@@ -60,6 +60,8 @@ class ReadOnlyAdmin(ModelAdmin):
     """The orders for which there is a unique key; see Note [Pages]."""
     name_field: str
     """What the search takes for the name."""
+    unlisted: Sequence[str] = ()
+    """Columns that may be large, and are read for the list only if it shows them."""
 
     list_per_page = 50
     show_full_result_count = False
@@ -168,12 +170,22 @@ def badge_of(state: TextChoices, meaning: Mapping[Any, Any]) -> str:
     )
 
 
-def link_to(row: Model | None) -> str:
-    """Return a link to the page of a row, if there is one."""
+def link_to(row: Model | None, site: str) -> str:
+    """Return a link to the page of a row, if there is one; its name, if the site has no such page.
+
+    site: the name of the admin site.
+    """
     if row is None:
         return NOTHING
-    view = f"admin:{row._meta.app_label}_{row._meta.model_name}_change"
-    return format_html('<a href="{}">{}</a>', reverse(view, args=[row.pk]), unmistakable(str(row)))
+    view, name = (
+        f"admin:{row._meta.app_label}_{row._meta.model_name}_change",
+        unmistakable(str(row)),
+    )
+    try:
+        address = reverse(view, args=[row.pk], current_app=site)
+    except NoReverseMatch:
+        return name
+    return format_html('<a href="{}">{}</a>', address, name)
 
 
 def labelled(label: Any, cell: str) -> str:

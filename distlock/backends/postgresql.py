@@ -224,6 +224,10 @@ WITH clock AS MATERIALIZED ({CLOCK}), shown AS (
 FROM shown, clock WHERE l.id = shown.id
 RETURNING l.fencing_token, {NOTIFY}"""
 
+TIMEOUT = """
+SELECT value, extract(epoch FROM value::interval)::float
+FROM current_setting('statement_timeout') AS value"""
+
 PURGE = f"""
 WITH ended AS (
     SELECT l.id, l.fencing_token FROM {TABLE} l,
@@ -354,8 +358,9 @@ class PostgreSQL(Backend):
     ) -> int | None:
         with connection.cursor() as cursor:
             try:
-                wanted = {"name": name, "slot": slot, "token": token, "owner": owner}
-                cursor.execute(FORCE_RELEASE, wanted)
+                cursor.execute(
+                    FORCE_RELEASE, {"name": name, "slot": slot, "token": token, "owner": owner}
+                )
             except DatabaseError as error:
                 if self.is_contention(error):
                     raise Pinned(
@@ -490,10 +495,11 @@ class PostgreSQL(Backend):
 
     @contextmanager
     def _patient(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
-        limit = f"{max(1, int(seconds * 1000))}ms"
         with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-            cursor.execute("SELECT current_setting('statement_timeout')")
-            (before,) = cursor.fetchone()
+            cursor.execute(TIMEOUT)
+            before, own = cursor.fetchone()
+            # A limit of the session or the role that is stricter stays.
+            limit = f"{max(1, int(min(seconds, own or seconds) * 1000))}ms"
             cursor.execute("SELECT set_config('statement_timeout', %s, true)", [limit])
             yield
             # A transaction around this one goes on with it; after an error the rollback does so.
