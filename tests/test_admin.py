@@ -6,6 +6,7 @@ import html
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +28,7 @@ from distlock.backends import backend_for, tickets
 from distlock.backends.base import TABLE
 from distlock.contexts import caller
 from distlock.models import DistributedLock, Job
-from distlock.states import duration
+from distlock.states import duration, microseconds
 from tests.conformance.rows import (
     FAR,
     MINUTE,
@@ -39,7 +40,7 @@ from tests.conformance.rows import (
     within,
     write,
 )
-from tests.support import is_free
+from tests.support import eventually, is_free
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 servers = pytest.mark.vendor("postgresql", "mysql")
@@ -756,9 +757,9 @@ def story(client: Client, name: str = "n") -> list[str]:
 
 def test_the_story_is_what_the_row_and_the_audit_log_know(client: Client) -> None:
     who = {"host": "web-1", "pid": 4711, "thread": "sync"}
-    hold(ttl=2 * MINUTE, acquired_at=-5 * MINUTE, lost_at=-HOUR, **who)
+    hold(ttl=2 * MINUTE, acquired_at=-5 * MINUTE - 4711, lost_at=-HOUR, **who)
     acquired = "acquired by sync, process 4711 on web-1"
-    lost = "a lease was found lost: it had ended before its holder was done"
+    lost = "a lease was found lost: it had ended, or was taken by force, before its holder was done"
     assert story(client) == ["renewed", acquired, lost]
     assert "Last renewed: 1 min" in text(client.get(f"{LIST}{primary()}/change/"))
     assert "taken from" in confirm(client, chosen())[0]
@@ -773,8 +774,30 @@ def test_what_was_never_renewed_says_nothing_of_it(client: Client) -> None:
     assert [line[:8] for line in story(client, "x")] == ["acquired"]
     hold("y", ttl=2 * MINUTE, acquired_at=-SECOND, expires_at=5 * MINUTE)  # a min_hold
     assert [line[:8] for line in story(client, "y")] == ["acquired"]
+    hold("long ago", ttl=2 * MINUTE, acquired_at=-5 * MINUTE)  # the same, after the ttl
+    assert [line[:8] for line in story(client, "long ago")] == ["acquired"]
     hold("z", expires_at=-SECOND, acquired_at=-MINUTE)
     assert story(client, "z")[0] == "the lease ended, neither renewed nor released"
+
+
+def test_a_min_hold_longer_than_the_ttl_is_no_renewal(client: Client, vendor: str) -> None:
+    lease = lock("x", ttl=0.2, min_hold=60, renew=False).acquire()
+    time.sleep(0.3)
+    row = DistributedLock.objects.get(name="x")
+    assert microseconds(row.expires_at) - microseconds(row.acquired_at) == 60 * SECOND
+    assert [line[:8] for line in story(client, "x")] == ["acquired"]
+    assert "Last renewed: \N{EN DASH}" in text(client.get(f"{LIST}{primary('x')}/change/"))
+    lease.release()
+
+
+def test_when_a_min_hold_was_over_is_not_when_it_was_released(client: Client) -> None:
+    lock("x", min_hold=1).acquire().release()
+    assert [line[:8] for line in story(client, "x")] == ["acquired"]
+    assert eventually(lambda: len(story(client, "x")) == 2, 20)
+    assert story(client, "x")[0] == "min_hold was over; its holder had released it before"
+    with lock("y"):
+        pass
+    assert "released, by its holder or by force" in story(client, "y")
 
 
 # -- figures ---------------------------------------------------------------------------
