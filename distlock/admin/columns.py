@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 TAKEN = (LockState.HELD, LockState.KEPT)
 ROUNDED = 10_000
-"""Microseconds by which two moments that were written as one may differ, and of which a `min_hold`
-is taken to be a multiple."""
+"""Microseconds by which two moments that were written as one may differ."""
+ROUND = 100_000
+"""Microseconds of which a `min_hold` is taken to be a multiple."""
 
 
 class LockColumns:
@@ -226,7 +227,7 @@ def renewed_at(row: Row) -> int | None:
         return None
     begun, ends = microseconds(row.acquired_at), microseconds(row.expires_at)
     at = ends - row.ttl
-    told = (ends - begun) % ROUNDED != 0
+    told = (ends - begun) % ROUND != 0
     return at if told and begun + ROUNDED < at <= row.now else None
 
 
