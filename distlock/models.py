@@ -125,6 +125,7 @@ class Job(models.Model):
         verbose_name = _("job")
         verbose_name_plural = _("jobs")
         constraints = [models.UniqueConstraint(fields=["key"], name="distlock_job_key")]
+        indexes = [models.Index(fields=["task_id"], name="distlock_job_task_id")]
         permissions = [
             ("free_job", "Can free the key of a job"),
             ("rerun_job", "Can let a job run again"),

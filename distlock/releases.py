@@ -18,13 +18,16 @@ def take(
     name: str,
     slot: int,
     token: int,
+    owner: str,
     *,
     by: str,
     audit: Callable[[Holder], object] | None = None,
 ) -> int | None:
-    """Take a lock from the holder that has this token, and raise the token: it is fenced.
+    """Take a lock from the holder that has this token and owner, and raise the token: it is fenced.
 
-    Return the new token, or `None` if the holder has changed or is done: then nothing happens.
+    `owner` is "" if nobody has the lock and only `min_hold` keeps it, under the last holder's
+    token. Return the new token, or `None` if the holder has changed or is done: then nothing
+    happens.
     `audit` is called in the same transaction, so that both happen or neither does; the log says so
     when that has committed. Raises `DatabaseError`; if a running transaction has the row locked,
     that is contention.
@@ -32,10 +35,10 @@ def take(
     connection = connections[alias]
     backend = backend_for(connection)
     holder = backend.holder(connection, name, slot)  # before: a token has one holder, ever
-    if holder is None or holder.token != token:
+    if holder is None or (holder.token, holder.owner) != (token, owner):
         return None
     with transaction.atomic(using=alias):
-        raised = backend.force_release(connection, name, slot, token)
+        raised = backend.force_release(connection, name, slot, token, owner=owner)
         if raised is None:
             return None
         if audit is not None:

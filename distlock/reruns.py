@@ -1,9 +1,10 @@
 """What people may do with a job: free its key, or let it run again. For the admin.
 
 # Note [As shown]
-Each is a compare-and-set on what the person has seen: the row, its task id, its state and the token
-of its last run. A run that starts writes its own token, and whoever queues the job anew another
-task id, so that what has changed is left alone. So is a job whose lock is held, and a row that a
+Each is a compare-and-set on what the person has seen: the row, its task id, its state, the token of
+its last run and the moment when it expires. A run that starts writes its own token. Whoever queues
+the job anew writes another moment, and mostly another task id: what has waited past its time keeps
+that one. So what has changed is left alone. So is a job whose lock is held, and a row that a
 transaction has locked. Nothing here waits, and nothing takes the lock.
 
 # Note [Again]
@@ -16,7 +17,10 @@ from __future__ import annotations
 
 import enum
 import uuid
+from datetime import timezone
 from typing import TYPE_CHECKING, Any
+
+from django.utils.dateparse import parse_datetime
 
 from .backends.base import moment_of
 from .fields import DatabaseNow
@@ -106,12 +110,28 @@ def again(alias: str, job: Job, way: Way) -> Job | None:
             "finished_at": None,
         }
     else:
+        options = {**arguments["options"]}
+        if _has_passed(options.get("expires"), now):  # a worker would throw the message away
+            del options["expires"]
+        values["arguments"] = {**arguments, "options": options}
         values["expires_at"] = max(values["expires_at"], job.expires_at)
     if write_unlocked(alias, _as_shown(alias, job), values) is None:
         return None
     for name, value in values.items():
         setattr(job, name, value)
     return job
+
+
+def _has_passed(stored: Any, now: int) -> bool:
+    """Whether a moment has, as it is stored of the options of a message."""
+    text = stored.get("__value__") if isinstance(stored, dict) else stored
+    try:
+        at = parse_datetime(text) if isinstance(text, str) else None
+    except ValueError:
+        return False
+    if at is not None and at.tzinfo is None:
+        at = at.replace(tzinfo=timezone.utc)
+    return at is not None and at <= moment_of(now)
 
 
 def _as_shown(alias: str, job: Job) -> QuerySet[Job]:

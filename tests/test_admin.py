@@ -6,7 +6,9 @@ import html
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -27,7 +29,7 @@ from distlock.backends import backend_for, tickets
 from distlock.backends.base import TABLE
 from distlock.contexts import caller
 from distlock.models import DistributedLock, Job
-from distlock.states import duration
+from distlock.states import duration, microseconds
 from tests.conformance.rows import (
     FAR,
     MINUTE,
@@ -39,7 +41,7 @@ from tests.conformance.rows import (
     within,
     write,
 )
-from tests.support import is_free
+from tests.support import eventually, is_free
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 servers = pytest.mark.vendor("postgresql", "mysql")
@@ -115,8 +117,12 @@ def table(client: Client, query: str = "") -> dict[str, dict[str, str]]:
     return {re.sub(r" \d+$", "", row["lock_and_token"]): row for row in cells}
 
 
-def chosen(name: str = "n", token: int = 7, slot: int = 0) -> str:
-    return json.dumps([name, slot, token])
+def chosen(name: str = "n", token: int = 7, slot: int = 0, owner: str | None = None) -> str:
+    """What is confirmed of a lock: by default, of its owner at this time."""
+    if owner is None:
+        found = DistributedLock.objects.filter(name=name, slot=slot).first()
+        owner = found.owner if found else "me"
+    return json.dumps([name, slot, token, owner])
 
 
 def primary(name: str = "n") -> int:
@@ -424,7 +430,7 @@ def test_it_asks_first_and_shows_this_holder_and_token(client: Client) -> None:
     assert "c expired" not in shown
     assert stored("a held") == before
     fields = dict(re.findall(r'type="hidden" name="(\w+)" value="(.*?)"', page.content.decode()))
-    assert json.loads(html.unescape(fields["chosen"])) == ["a held", 0, 7]
+    assert json.loads(html.unescape(fields["chosen"])) == ["a held", 0, 7, "me"]
 
 
 def test_confirmed_it_takes_the_lock_and_leaves_traces(client: Client, log: Any) -> None:
@@ -499,8 +505,21 @@ def test_a_holder_that_is_done_is_left_alone(client: Client) -> None:
     for meanwhile in ({"owner": "", "expires_at": -SECOND}, {"expires_at": -SECOND}, {"owner": ""}):
         hold(**meanwhile)
         before = stored()
-        assert "left alone" in confirm(client, chosen())[-1]
+        assert "left alone" in confirm(client, chosen(owner="me"))[-1]
         assert stored() == before
+
+
+def test_a_holder_that_is_done_meanwhile_leaves_what_min_hold_keeps(client: Client) -> None:
+    lease = lock("nightly", min_hold=60).acquire()
+    page = ask(client, "nightly").content.decode()
+    posted = [html.unescape(each) for each in re.findall(r'name="chosen" value="(.*?)"', page)]
+    lease.release()
+    kept = stored("nightly")
+    assert (kept.owner, kept.fencing_token) == ("", lease.token)
+    said = confirm(client, *posted)
+    assert said == ["The lock 'nightly' was left alone: its holder has changed or is done."]
+    assert stored("nightly") == kept
+    assert not is_free("nightly")  # the job does not run twice
 
 
 def test_a_lock_that_was_purged_meanwhile_is_left_alone(client: Client) -> None:
@@ -539,6 +558,28 @@ def test_not_more_at_once_than_a_person_reads(client: Client) -> None:
     assert said == ["Select at most 100 at a time."]
 
 
+def test_not_more_at_once_than_was_asked_about(client: Client) -> None:
+    hold()
+    before = stored()
+    assert ask(client, "n", chosen=[chosen()] * 101).status_code == 400
+    assert stored() == before
+
+
+def test_what_somebody_may_not_see_he_cannot_take(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold("mine")
+    hold("theirs")
+    before = stored("theirs")
+    real = DistributedLockAdmin.get_queryset
+    visible = lambda self, request: real(self, request).exclude(name="theirs")  # noqa: E731
+    monkeypatch.setattr(DistributedLockAdmin, "get_queryset", visible)
+    said = sorted(confirm(client, chosen("mine"), chosen("theirs")))
+    assert "The lock 'mine' was taken" in said[0]
+    assert "The lock 'theirs' was left alone" in said[1]
+    assert stored("theirs") == before
+
+
 def test_unusual_names_survive_the_question(client: Client) -> None:
     for name in ("a\nb", " x ", "\N{SNOWMAN}'\"", "n" * 255):
         hold(name)
@@ -555,13 +596,15 @@ def test_a_forged_confirmation_is_refused_whole(client: Client) -> None:
         "nonsense",
         "[]",
         "7",
-        '["n", 0]',
-        '["n", 0, "7"]',
-        '["n", 0, -7]',
-        '["n", 0, true]',
-        '["", 0, 7]',
-        '["a\\u0000b", 0, 7]',
-        f'["n", 0, {2**63}]',
+        '["n", 0, 7]',
+        '["n", 0, "7", "me"]',
+        '["n", 0, -7, "me"]',
+        '["n", 0, true, "me"]',
+        '["", 0, 7, "me"]',
+        '["a\\u0000b", 0, 7, "me"]',
+        '["n", 0, 7, 8]',
+        '["n", 0, 7, "a\\u0000b"]',
+        f'["n", 0, {2**63}, "me"]',
     ):
         response = ask(client, "n", chosen=[chosen(), value])
         assert response.status_code == 400, value
@@ -621,6 +664,35 @@ def test_a_request_that_fails_takes_nothing_and_claims_nothing(
     assert stored() == before
     assert not LogEntry.objects.exists()
     assert "lock_force_released" not in log.text
+
+
+@pytest.mark.parametrize("of_the_log", [False, True])
+@pytest.mark.parametrize("atomic", [False, True])
+@servers
+def test_what_the_database_says_of_one_lock_is_told_and_the_others_stand(
+    client: Client, log: Any, monkeypatch: pytest.MonkeyPatch, atomic: bool, of_the_log: bool
+) -> None:
+    """Each on the alias of the settings, whose requests are no transactions."""
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", atomic)
+    other, real = connections["other"], DistributedLockAdmin.log_change
+
+    def fail(self: Any, request: Any, row: Any, message: Any) -> Any:
+        if row.name == "b":
+            execute("SELECT no_such_column", on=connection if of_the_log else other)
+        return real(self, request, row, message)
+
+    monkeypatch.setattr(DistributedLockAdmin, "log_change", fail)
+    with override_settings(DISTLOCK={"USING": "other"}):
+        backend = backend_for(connection)
+        held = [take(backend, "me", name, on=other) for name in "abc"]
+        said = confirm(client, *(chosen(each.name, each.token, owner="me") for each in held))
+        states = {name: row["badge"] for name, row in table(client).items()}
+    assert sum("was taken from" in message for message in said) == 2
+    [refused] = [message for message in said if "could not be taken" in message]
+    assert "no_such_column" in refused
+    assert states == {"a": "free", "b": "held", "c": "free"}
+    assert sorted(LogEntry.objects.values_list("object_repr", flat=True)) == ["a", "c"]
+    assert "lock_not_released name='b'" in log.text
 
 
 def test_without_its_audit_entry_it_does_not_happen(
@@ -686,9 +758,9 @@ def story(client: Client, name: str = "n") -> list[str]:
 
 def test_the_story_is_what_the_row_and_the_audit_log_know(client: Client) -> None:
     who = {"host": "web-1", "pid": 4711, "thread": "sync"}
-    hold(ttl=2 * MINUTE, acquired_at=-5 * MINUTE, lost_at=-HOUR, **who)
+    hold(ttl=2 * MINUTE, acquired_at=-5 * MINUTE - 4711, lost_at=-HOUR, **who)
     acquired = "acquired by sync, process 4711 on web-1"
-    lost = "a lease was found lost: it had ended before its holder was done"
+    lost = "a lease was found lost: it had ended, or was taken by force, before its holder was done"
     assert story(client) == ["renewed", acquired, lost]
     assert "Last renewed: 1 min" in text(client.get(f"{LIST}{primary()}/change/"))
     assert "taken from" in confirm(client, chosen())[0]
@@ -703,8 +775,32 @@ def test_what_was_never_renewed_says_nothing_of_it(client: Client) -> None:
     assert [line[:8] for line in story(client, "x")] == ["acquired"]
     hold("y", ttl=2 * MINUTE, acquired_at=-SECOND, expires_at=5 * MINUTE)  # a min_hold
     assert [line[:8] for line in story(client, "y")] == ["acquired"]
+    hold("long ago", ttl=2 * MINUTE)  # the same, after the ttl
+    row = DistributedLock.objects.filter(name="long ago")
+    row.update(acquired_at=row.get().expires_at - timedelta(minutes=6))  # to the microsecond
+    assert [line[:8] for line in story(client, "long ago")] == ["acquired"]
     hold("z", expires_at=-SECOND, acquired_at=-MINUTE)
     assert story(client, "z")[0] == "the lease ended, neither renewed nor released"
+
+
+def test_a_min_hold_longer_than_the_ttl_is_no_renewal(client: Client, vendor: str) -> None:
+    lease = lock("x", ttl=0.2, min_hold=60, renew=False).acquire()
+    time.sleep(0.3)
+    row = DistributedLock.objects.get(name="x")
+    assert microseconds(row.expires_at) - microseconds(row.acquired_at) == 60 * SECOND
+    assert [line[:8] for line in story(client, "x")] == ["acquired"]
+    assert "Last renewed: \N{EN DASH}" in text(client.get(f"{LIST}{primary('x')}/change/"))
+    lease.release()
+
+
+def test_when_a_min_hold_was_over_is_not_when_it_was_released(client: Client) -> None:
+    lock("x", min_hold=1).acquire().release()
+    assert [line[:8] for line in story(client, "x")] == ["acquired"]
+    assert eventually(lambda: len(story(client, "x")) == 2, 20)
+    assert story(client, "x")[0] == "min_hold was over; its holder had released it before"
+    with lock("y"):
+        pass
+    assert "released, by its holder or by force" in story(client, "y")
 
 
 # -- figures ---------------------------------------------------------------------------

@@ -149,6 +149,7 @@ def what_may_scan_is_stopped(client: Client) -> None:
         for address in (
             f"{LOCKS}?q=no-such-host&in=all",
             f"{LOCKS}?state=held",
+            f"{LOCKS}?host=nowhere",
             f"{LOCKS}?o=-3",
             f"{JOBS}?state=queued",
         ):

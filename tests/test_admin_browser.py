@@ -12,16 +12,17 @@ from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.db import connections
 from django.test import override_settings
 
-from distlock import lock
+from distlock import lock, once
 from distlock.admin import live
 from distlock.backends.tickets import draw
-from distlock.models import DistributedLock
+from distlock.models import DistributedLock, Job
 from tests.browser.pages import CHROMIUM, WIDTHS, browser, logged_in, server
 from tests.conformance.rows import MINUTE, SECOND, write
 from tests.support import eventually
 from tests.test_admin import EVIL, LIST, hold, primary
 from tests.test_admin import browser as client_of
 
+JOBS = "/admin/distlock/job/"
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.vendor("postgresql"),
@@ -175,6 +176,26 @@ def test_everything_fits_and_can_be_read(
     connections.close_all()
 
 
+def test_on_a_narrow_page_the_fields_follow_each_other(chromium: Any, site: str) -> None:
+    once("charge:42").run(int)
+    hold(note="month end", thread="sync", host="web-1", ttl=2 * MINUTE, acquisitions=8, waits=2)
+    across, down = WIDTHS["narrow"]
+    context = chromium.new_context(base_url=site, viewport={"width": across, "height": down})
+    logged_in(context, site, client_of("view_distributedlock", "view_job", "rerun_job"))
+    page = context.new_page()
+    for address in (f"{LIST}{primary()}/change/", f"{JOBS}{Job.objects.get().pk}/change/"):
+        page.goto(address)
+        heights = page.evaluate(HEIGHTS)
+        assert len(heights) > 4, address
+        assert max(heights) <= 120, address
+        assert page.evaluate(BEYOND) == [], address
+    context.close()
+    connections.close_all()
+
+
+HEIGHTS = """
+() => [...document.querySelectorAll(".form-multiline > div")].map((field) => field.offsetHeight)
+"""
 BEYOND = """
 () => document.documentElement.scrollWidth <= window.innerWidth ? []
   : [...document.querySelectorAll("#content *, .breadcrumbs")]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.admin import AdminSite
+from django.contrib.admin import site as default
 from django.db import connection
 from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
+from django.urls import clear_url_caches, path, reverse
 
 from distlock import lock, once
+from distlock.admin import DistributedLockAdmin, JobAdmin
 from distlock.backends import backend_for
 from distlock.backends.base import moment_of
 from distlock.models import DistributedLock, Job
@@ -22,6 +26,8 @@ from tests.test_admin import browser, text
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
 LIST = "/admin/distlock/job/"
+urlpatterns: list[Any] = []
+"""Of the tests that have a second site."""
 MINUTE = timedelta(minutes=1)
 STATES = {
     "a queued": "queued",
@@ -109,6 +115,67 @@ def test_the_page_of_a_job_shows_all_of_it_and_leads_to_its_lock(client: Client)
     there = reverse("admin:distlock_distributedlock_change", args=[row.pk])
     assert f'<a href="{there}">once:charge:42</a>' in body
     assert f'<a href="{url}">charge:42</a>' in client.get(there).content.decode()
+
+
+def test_the_list_does_not_read_what_it_does_not_show(client: Client) -> None:
+    seed()
+    with CaptureQueriesContext(connection) as queries:
+        client.get(LIST)
+    read = [query["sql"] for query in queries if "distlock_job" in query["sql"]]
+    assert read
+    assert not [sql for sql in read if re.search(r"\W(arguments|result)\W", sql)]
+
+
+def test_half_of_a_surrogate_pair_does_no_harm(client: Client) -> None:
+    once("odd").run(lambda: "a\ud800b \u00e9")
+    assert '"a\\ud800b \u00e9"' in page(client, Job.objects.get())
+
+
+def test_a_token_is_no_number_to_be_grouped(client: Client) -> None:
+    once("charge:42").run(int)
+    job = Job.objects.get()
+    with override_settings(USE_THOUSAND_SEPARATOR=True):
+        assert f"Token: {job.token} " in page(client, job)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Register models with the other site, for this test."""
+
+    def register(*models: Any) -> None:
+        site = AdminSite(name="ops")
+        for model in models:
+            site.register(model, {DistributedLock: DistributedLockAdmin, Job: JobAdmin}[model])
+        given = [path("ops/", site.urls), path("admin/", default.urls)]
+        monkeypatch.setattr(f"{__name__}.urlpatterns", given)
+        clear_url_caches()
+
+    with override_settings(ROOT_URLCONF=__name__):
+        yield register
+    clear_url_caches()
+
+
+def test_links_stay_on_the_site(client: Client, registered: Any) -> None:
+    registered(DistributedLock, Job)
+    once("charge:42").run(int)
+    job, row = Job.objects.get(), DistributedLock.objects.get()
+    one = f"/ops/distlock/job/{job.pk}/change/"
+    two = f"/ops/distlock/distributedlock/{row.pk}/change/"
+    assert f'<a href="{two}">once:charge:42</a>' in client.get(one).content.decode()
+    assert f'<a href="{one}">charge:42</a>' in client.get(two).content.decode()
+
+
+@pytest.mark.parametrize("model", [DistributedLock, Job])
+def test_a_site_that_has_one_of_the_models_shows_the_name_of_the_other(
+    client: Client, registered: Any, model: Any
+) -> None:
+    registered(model)
+    once("charge:42").run(int)
+    one = f"/ops/distlock/{model._meta.model_name}/{model.objects.get().pk}/change/"
+    response = client.get(one)
+    said, body = text(response), response.content.decode()
+    assert ("Job: charge:42 " if model is DistributedLock else "Lock: once:charge:42 ") in said
+    assert "charge:42</a>" not in body
 
 
 def test_a_lock_that_is_no_jobs_has_no_link_and_a_job_may_have_no_lock(client: Client) -> None:

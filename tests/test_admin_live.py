@@ -79,6 +79,29 @@ def test_what_it_shows_of_the_detail_view_is_there(client: Client) -> None:
         assert f"field-{column}" in body
 
 
+def test_a_plain_text_of_a_derived_class_is_escaped_as_in_the_page(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DistributedLockAdmin, "holder", lambda self, row: f"<b>{row.note}&</b>")
+    hold(note="why")
+    said = live(client, "n").json()["rows"][str(primary())]["cells"]["holder"]
+    assert said == "&lt;b&gt;why&amp;&lt;/b&gt;"
+    assert said in client.get(LIST).content.decode()
+
+
+def test_what_a_derived_class_does_not_show_is_not_told(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold()
+    shown = ("lock_and_token", "badge", "time_left")
+    monkeypatch.setattr(DistributedLockAdmin, "get_list_display", lambda self, request: shown)
+    assert set(live(client, "n").json()["rows"][str(primary())]["cells"]) == {"badge", "time_left"}
+    fields = [(None, {"fields": ["lock", ("state_shown", "token")]})]
+    monkeypatch.setattr(DistributedLockAdmin, "get_fieldsets", lambda self, request, obj: fields)
+    one = live(client, "n", more="&detail=1").json()["rows"][str(primary())]
+    assert set(one["cells"]) == {"state_shown"}
+
+
 # -- who waits -------------------------------------------------------------------------
 
 

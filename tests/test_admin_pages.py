@@ -5,15 +5,20 @@ from __future__ import annotations
 import html
 import json
 import re
+from contextlib import AbstractContextManager
+from typing import Any
 from urllib.parse import quote
 
 import pytest
+from django.contrib.messages import get_messages
+from django.db import connection
 from django.test import Client
 
-from distlock.admin import DistributedLockAdmin
+from distlock.admin import DistributedLockAdmin, confirming, paging
+from distlock.backends import backend_for
 from distlock.backends.base import TABLE
 from tests.conformance.rows import execute, write
-from tests.test_admin import LIST, browser, hold, table
+from tests.test_admin import LIST, browser, hold, primary, table
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -106,3 +111,58 @@ def test_an_address_that_is_made_up_leads_to_the_first_page(client: Client, curs
     response = client.get(LIST, {"after": cursor})
     assert (response.status_code, response["Location"]) == (302, f"{LIST}?e=1")
     assert client.get(response["Location"]).status_code == 200
+
+
+# -- what may read the whole table -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "stopped"),
+    [
+        ("", False),
+        ("?o=-1", False),
+        ("?q=n", False),
+        (f"?after={quote(json.dumps(['m', 0]))}", False),
+        ("?q=n&in=all", True),
+        ("?state=held", True),
+        ("?host=web-1", True),
+        ("?note__contains=x", True),
+        ("?o=3", True),
+    ],
+)
+def test_what_may_read_the_table_is_stopped_in_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch, query: str, stopped: bool
+) -> None:
+    backend, limits = backend_for(connection), []
+    real = backend.patient
+
+    def patient(on: Any, seconds: float) -> AbstractContextManager[None]:
+        limits.append(seconds)
+        return real(on, seconds)
+
+    monkeypatch.setattr(backend, "patient", patient)
+    hold(host="web-1", note="x")
+    assert list(table(client, query)) == ["n"]
+    assert limits == ([paging.PATIENCE] if stopped else [])
+
+
+@pytest.mark.vendor("postgresql")
+@pytest.mark.parametrize("atomic", [False, True])
+def test_an_action_on_all_that_a_filter_finds_is_stopped_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch, atomic: bool
+) -> None:
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", atomic)
+    for module in (paging, confirming):
+        monkeypatch.setattr(module, "PATIENCE", 0.2)
+    hold(note="x")
+    real = DistributedLockAdmin.get_queryset
+
+    def slow(self: Any, request: Any) -> Any:
+        return real(self, request).extra(where=["pg_sleep(20) IS NOT NULL"])
+
+    monkeypatch.setattr(DistributedLockAdmin, "get_queryset", slow)
+    post = {"action": "force_release", "_selected_action": [primary()], "select_across": "1"}
+    response = client.post(f"{LIST}?note__contains=x", post)
+    assert response.status_code == 302
+    said = [str(message) for message in get_messages(response.wsgi_request)]
+    assert said == [str(confirming.OVERDUE)]

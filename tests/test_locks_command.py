@@ -26,6 +26,7 @@ from distlock import LockLost, lock
 from distlock.backends import backend_for
 from distlock.backends.base import TABLE
 from distlock.listing import STRIDE, TAKEN, _strides, listing, with_prefix
+from distlock.management.commands.release_lock import Command
 from distlock.management.table import columns_of, table
 from distlock.models import DistributedLock
 from distlock.states import state_at
@@ -451,15 +452,28 @@ def test_a_holder_who_came_meanwhile_is_left_alone(monkeypatch: pytest.MonkeyPat
     backend = backend_for(connection)
     real = backend.force_release
 
-    def late(*given: Any) -> Any:
+    def late(*given: Any, **more: Any) -> Any:
         write_again = f"UPDATE {TABLE} SET owner = 'second', fencing_token = 6 WHERE name = 'x'"
         execute(write_again)
-        return real(*given)
+        return real(*given, **more)
 
     monkeypatch.setattr(backend, "force_release", late)
     status, said = release("x", "--yes")
     assert (status, "its holder has changed" in said) == (4, True)
     assert query(f"SELECT owner, fencing_token FROM {TABLE}") == [("second", 6)]
+
+
+def test_a_holder_who_is_done_meanwhile_leaves_what_min_hold_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lease = lock("x", min_hold=60).acquire()
+    token = str(lease.token)
+    monkeypatch.setattr(Command, "_confirm", lambda *given: lease.release())
+    status, said = release("x", "--token", token)
+    assert (status, "its holder has changed or is done" in said) == (4, True)
+    assert query(f"SELECT owner, fencing_token FROM {TABLE}") == [("", int(token))]
+    monkeypatch.undo()
+    assert release("x", "--yes", "--token", token)[0] == 0  # who is asked about that takes it
 
 
 @servers

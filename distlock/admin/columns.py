@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 TAKEN = (LockState.HELD, LockState.KEPT)
 ROUNDED = 10_000
 """Microseconds by which two moments that were written as one may differ."""
+ROUND = 100_000
+"""Microseconds of which a `min_hold` is taken to be a multiple."""
 
 
 class LockColumns:
@@ -216,12 +218,17 @@ class LockColumns:
 
 
 def renewed_at(row: Row) -> int | None:
-    """Return when a lease that is held was renewed last, if it was."""
+    """Return when a lease that is held was renewed last, if it was and that can be told.
+
+    The first expiry may be that of a `min_hold`, which the row does not keep, and then never was
+    renewed what ends a round time after it was acquired. A renewal hits that hardly ever.
+    """
     if row.state != LockState.HELD or row.acquired_at is None:
         return None
-    at = microseconds(row.expires_at) - row.ttl
-    # A min_hold may have put the first expiry farther off than the ttl.
-    return at if microseconds(row.acquired_at) + ROUNDED < at <= row.now else None
+    begun, ends = microseconds(row.acquired_at), microseconds(row.expires_at)
+    at = ends - row.ttl
+    told = (ends - begun) % ROUND != 0
+    return at if told and begun + ROUNDED < at <= row.now else None
 
 
 def _waiters(row: Row) -> bool:

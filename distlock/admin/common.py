@@ -6,20 +6,22 @@ State and times are those of one moment on the database's clock, read once per r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import SEARCH_VAR, ChangeList
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import Model, QuerySet, TextChoices
 from django.forms import Script
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy
 
 from ..backends import backend_for
 from ..conf import settings
+from ..connections import in_transaction
 from ..listing import with_prefix
 from .paging import KeysetChangeList
 
@@ -58,6 +60,8 @@ class ReadOnlyAdmin(ModelAdmin):
     """The orders for which there is a unique key; see Note [Pages]."""
     name_field: str
     """What the search takes for the name."""
+    unlisted: Sequence[str] = ()
+    """Columns that may be large, and are read for the list only if it shows them."""
 
     list_per_page = 50
     show_full_result_count = False
@@ -145,6 +149,12 @@ def now_of(request: HttpRequest) -> int:
     return now
 
 
+def apart(alias: str) -> AbstractContextManager[object]:
+    """Let an error in the block leave a transaction around it usable."""
+    connection = connections[alias]
+    return transaction.atomic(using=alias) if in_transaction(connection) else nullcontext()
+
+
 def unmistakable(name: str) -> str:
     """Return a name so that it is seen if it has blanks at its ends or cannot be printed."""
     return name if name.isprintable() and name.split() == name.split(" ") else repr(name)
@@ -160,12 +170,22 @@ def badge_of(state: TextChoices, meaning: Mapping[Any, Any]) -> str:
     )
 
 
-def link_to(row: Model | None) -> str:
-    """Return a link to the page of a row, if there is one."""
+def link_to(row: Model | None, site: str) -> str:
+    """Return a link to the page of a row, if there is one; its name, if the site has no such page.
+
+    site: the name of the admin site.
+    """
     if row is None:
         return NOTHING
-    view = f"admin:{row._meta.app_label}_{row._meta.model_name}_change"
-    return format_html('<a href="{}">{}</a>', reverse(view, args=[row.pk]), unmistakable(str(row)))
+    view, name = (
+        f"admin:{row._meta.app_label}_{row._meta.model_name}_change",
+        unmistakable(str(row)),
+    )
+    try:
+        address = reverse(view, args=[row.pk], current_app=site)
+    except NoReverseMatch:
+        return name
+    return format_html('<a href="{}">{}</a>', address, name)
 
 
 def labelled(label: Any, cell: str) -> str:

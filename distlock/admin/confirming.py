@@ -7,15 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import BadRequest
+from django.db import connections
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext_lazy
 
+from ..backends import backend_for
+from ..backends.base import Overdue
+from .paging import PATIENCE
+
 AT_ONCE = 100
 """How many rows one confirmation lists at most: more than that nobody reads."""
 TOO_MANY = gettext_lazy("Select at most %s at a time.")
+OVERDUE = gettext_lazy(
+    "The database looked for longer than it may, and was stopped. Search for the beginning of a "
+    "name, which is quick, or choose fewer filters."
+)
 
 CHOSEN = "chosen"
 
@@ -30,6 +41,24 @@ class Question:
     button: Any
     columns: Sequence[str]
     """What is shown of each row."""
+
+
+def selected(admin: Any, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any] | None:
+    """Return the rows that an action is for, or `None` if they are too many: that is said then.
+
+    All that a filter finds may be selected: the database is stopped as it is for a page.
+    """
+    connection = connections[queryset.db]
+    try:
+        with backend_for(connection).patient(connection, PATIENCE):
+            rows = list(queryset[: AT_ONCE + 1])
+    except Overdue:
+        admin.message_user(request, OVERDUE, messages.WARNING)
+        return None
+    if len(rows) <= AT_ONCE:
+        return rows
+    admin.message_user(request, TOO_MANY % AT_ONCE, messages.WARNING)
+    return None
 
 
 def ask(
@@ -65,11 +94,13 @@ def ask(
 def confirmed(request: HttpRequest, length: int) -> list[list[Any]] | None:
     """Return what was confirmed, row by row, or `None` if nobody has been asked yet.
 
-    Raises `BadRequest` unless each is a list of so many texts and numbers.
+    Raises `BadRequest` unless each is a list of so many texts and numbers, and for more rows than
+    one page lists.
     """
-    if CHOSEN not in request.POST:
-        return None
-    return [_parsed(value, length) for value in request.POST.getlist(CHOSEN)]
+    given = request.POST.getlist(CHOSEN)
+    if len(given) > AT_ONCE:
+        raise BadRequest(f"More than the {AT_ONCE} rows that are asked about at once.")
+    return [_parsed(value, length) for value in given] if given else None
 
 
 def _parsed(value: str, length: int) -> list[Any]:

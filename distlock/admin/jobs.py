@@ -79,7 +79,9 @@ def _json_of(field: str, description: Any) -> Any:
         if value is None:
             return NOTHING
         text = json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, indent=2)
-        return format_html('<pre class="distlock-json">{}</pre>', text)
+        # Half of a surrogate pair is no text that a page could have.
+        printable = text.encode("utf-8", "backslashreplace").decode()
+        return format_html('<pre class="distlock-json">{}</pre>', printable)
 
     return shown
 
@@ -90,6 +92,7 @@ class JobAdmin(Rerunning):
 
     keys = (("pk",), ("key",))
     name_field = "key"
+    unlisted = ("arguments", "result")
 
     list_display = ("key_and_task", "badge", "attempts_shown", "finished", "expires")
     list_filter = (StateFilter, SearchFilter)
@@ -116,7 +119,7 @@ class JobAdmin(Rerunning):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """Return what the detail view shows, with the lock if somebody may see that."""
-        first: list[Any] = ["job", ("badge", "expires"), "token"]
+        first: list[Any] = ["job", ("badge", "expires"), "token_shown"]
         if may_view(request, DistributedLock):
             first.append("lock")
         return [
@@ -160,7 +163,7 @@ class JobAdmin(Rerunning):
     # -- the detail view -------------------------------------------------------------------------
 
     @admin.display(description=gettext_lazy("token"))
-    def token(self, row: Row) -> str:
+    def token_shown(self, row: Row) -> str:
         """Return the fencing token of the last run, its digits not grouped."""
         return str(row.token)
 
@@ -168,7 +171,7 @@ class JobAdmin(Rerunning):
     def lock(self, row: Row) -> str:
         """Return a link to the job's lock, unless that was purged."""
         locks = DistributedLock._default_manager.using(settings().USING)
-        return link_to(locks.filter(name=PREFIX + row.key, slot=0).first())
+        return link_to(locks.filter(name=PREFIX + row.key, slot=0).first(), self.admin_site.name)
 
     arguments_shown = _json_of("arguments", gettext_lazy("arguments"))
     result_shown = _json_of("result", gettext_lazy("result"))

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from django.contrib.admin.utils import flatten_fieldsets
 from django.core.exceptions import BadRequest, PermissionDenied
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path, reverse
+from django.utils.html import conditional_escape
 from django.views.decorators.cache import never_cache
 
 from .common import ReadOnlyAdmin, now_of
@@ -45,17 +47,27 @@ class Live(ReadOnlyAdmin):
         """Return the columns that change, and the database's clock."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        columns = self.live_in_detail if "detail" in request.GET else self.live_in_list
         rows = list(self.get_queryset(request).filter(pk__in=_keys(request)))
         self.complete(request, rows)
         said = {
             str(row.pk): {
                 "token": str(row.fencing_token),
-                "cells": {column: str(self.column(column, row)) for column in columns},
+                "cells": {
+                    column: conditional_escape(self.column(column, row))
+                    for column in self._live_columns(request, row)
+                },
             }
             for row in rows
         }
         return JsonResponse({"now": now_of(request), "rows": said})
+
+    def _live_columns(self, request: HttpRequest, row: Any) -> list[str]:
+        """Return the columns that change, of those that the page shows."""
+        if "detail" in request.GET:
+            shown = flatten_fieldsets(self.get_fieldsets(request, row))
+            return [column for column in self.live_in_detail if column in shown]
+        listed = self.get_list_display(request)
+        return [column for column in self.live_in_list if column in listed]
 
 
 def _keys(request: HttpRequest) -> list[int]:

@@ -119,7 +119,7 @@ class DistributedLockAdmin(Releasing, Live, LockColumns):
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """Return what the detail view shows, with the job if somebody may see that."""
         first: list[Any] = ["lock", ("state_shown", "waiting"), ("time_left", "expires"), "token"]
-        if may_view(request, Job) and obj is not None and _job_key(obj):
+        if may_view(request, Job) and obj is not None and _may_have_job(obj):
             first.append("job")
         told = gettext_lazy("Of a lock that is not held: the last one.")
         process, times = ("host", "process_id"), ("held_since", "renewed")
@@ -148,8 +148,7 @@ class DistributedLockAdmin(Releasing, Live, LockColumns):
     @admin.display(description=gettext_lazy("job"))
     def job(self, row: Row) -> str:
         """Return a link to the job that the lock is for, once there is a row of it."""
-        jobs = Job._default_manager.using(settings().USING)
-        return link_to(jobs.filter(key=_job_key(row)).first())
+        return link_to(_job_of(row), self.admin_site.name)
 
     @admin.display(description=gettext_lazy("story"))
     def story(self, row: Row) -> str:
@@ -162,9 +161,18 @@ class DistributedLockAdmin(Releasing, Live, LockColumns):
         return str(row.acquisitions)
 
 
-def _job_key(row: DistributedLock) -> str:
-    """Return the key of the job that a lock is for, or of the receipt of the task that has it."""
+def _may_have_job(row: DistributedLock) -> bool:
+    return row.name.startswith(PREFIX) or TASK.fullmatch(row.thread) is not None
+
+
+def _job_of(row: DistributedLock) -> Job | None:
+    """Return the job that a lock is for, or that of the task that has it, or the task's receipt."""
+    jobs = Job._default_manager.using(settings().USING)
     if row.name.startswith(PREFIX):
-        return row.name.removeprefix(PREFIX)
+        return jobs.filter(key=row.name.removeprefix(PREFIX)).first()
     task = TASK.fullmatch(row.thread)
-    return RECEIPT_OF_TASK + task[1] if task else ""
+    if task is None:
+        return None
+    # One after the other, and without an order: each is found by an index.
+    ways = ({"task_id": task[1]}, {"key": RECEIPT_OF_TASK + task[1]})
+    return next((job for way in ways for job in jobs.filter(**way)[:1]), None)

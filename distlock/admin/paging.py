@@ -3,8 +3,9 @@
 # Note [Pages]
 Nothing is counted. In an order for which there is a unique key a page begins behind the last row of
 the one before: with that row in the address, each page takes as long as the first, and rows that
-come or go meanwhile shift nothing. In any other order, and with a filter, the database reads the
-table: then it is stopped after `PATIENCE`, and the page says so.
+come or go meanwhile shift nothing. In any other order, and with anything else in the address that
+may be a filter, the database reads the table: then it is stopped after `PATIENCE`, and the page
+says so.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class KeysetChangeList(ChangeList):
         key = tuple(field.removeprefix("-") for field in ordering)
         is_key = key in self.model_admin.keys
         connection = connections[self.queryset.db]
-        plain = is_key and not self.has_active_filters
+        plain = is_key and not self.get_filters_params()
         backend = backend_for(connection)
         try:
             with nullcontext() if plain else backend.patient(connection, PATIENCE):
@@ -123,7 +124,9 @@ class KeysetChangeList(ChangeList):
 
     def _cut(self, rows: QuerySet[Any]) -> tuple[list[Any], bool]:
         """Return as many rows as a page has, and whether there are more."""
-        found = list(rows[: self.list_per_page + 1])
+        given = self.model_admin.unlisted
+        unread = [name for name in given if not {name, f"{name}_shown"} & {*self.list_display}]
+        found = list(rows.defer(*unread)[: self.list_per_page + 1])
         return found[: self.list_per_page], len(found) > self.list_per_page
 
 

@@ -11,8 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.models import LogEntry
 from django.core.exceptions import BadRequest
-from django.db import transaction
+from django.db import DatabaseError, router, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
@@ -22,9 +23,9 @@ from .. import reruns
 from ..conf import settings
 from ..events import log
 from ..reruns import Way, can_be_freed, way_of
-from ..states import JobState
-from .common import ReadOnlyAdmin
-from .confirming import AT_ONCE, TOO_MANY, Question, ask, confirmed
+from ..states import JobState, microseconds
+from .common import ReadOnlyAdmin, apart
+from .confirming import Question, ask, confirmed, selected
 
 if TYPE_CHECKING:
     from ..models import Job
@@ -107,27 +108,38 @@ class Rerunning(ReadOnlyAdmin):
     def _ask_or(
         self, request: HttpRequest, queryset: QuerySet[Any], question: Question, may: Any, do: Any
     ) -> HttpResponse | None:
-        chosen = confirmed(request, 5)
+        chosen = confirmed(request, 6)
         if chosen is not None:
             for job, shown in [(self._found(request, each), each) for each in chosen]:
-                # Of the same state, it is told by the row itself whether anything has changed.
-                if job is None or _shown(job) != shown or not may(job) or not do(request, job):
-                    self._left_alone(request, shown[1])
+                self._do_or_tell(request, job, shown, may, do)
             return None
-        rows = list(queryset[: AT_ONCE + 1])
+        rows = selected(self, request, queryset)
+        if rows is None:
+            return None
         self.complete(request, rows)
         able = [row for row in rows if may(row)]
-        if len(rows) > AT_ONCE:
-            text = TOO_MANY % AT_ONCE
-        elif not able:
+        if not able:
             text = _("There is nothing to do for the selected jobs.")
-        else:
-            others = len(rows) - len(able)
-            return ask(
-                self, request, question, [(row, _shown(row)) for row in able], _left_out(others)
-            )
-        self.message_user(request, text, messages.WARNING)
-        return None
+            self.message_user(request, text, messages.WARNING)
+            return None
+        others = len(rows) - len(able)
+        return ask(self, request, question, [(row, _shown(row)) for row in able], _left_out(others))
+
+    def _do_or_tell(
+        self, request: HttpRequest, job: Any, shown: list[Any], may: Any, do: Any
+    ) -> None:
+        """Do it for one job, or tell why not: what was done for others stands."""
+        text, said = LEFT_ALONE, {"key": shown[1], "error": ""}
+        try:
+            with apart(settings().USING):
+                # Of the same state, it is told by the row itself whether anything has changed.
+                if job is not None and _shown(job) == shown and may(job) and do(request, job):
+                    return
+        except DatabaseError as error:
+            log(logging.ERROR, "job_not_changed key=%r", key=shown[1], exc_info=True)
+            text = gettext_lazy("The job %(key)r was left alone. The database says: %(error)s")
+            said["error"] = str(error)
+        self.message_user(request, text % said, messages.ERROR)
 
     def _found(self, request: HttpRequest, chosen: list[Any]) -> Any:
         pk = chosen[0]
@@ -136,9 +148,6 @@ class Rerunning(ReadOnlyAdmin):
         found = list(self.get_queryset(request).filter(pk=pk))
         self.complete(request, found)
         return found[0] if found else None
-
-    def _left_alone(self, request: HttpRequest, key: Any) -> None:
-        self.message_user(request, LEFT_ALONE % {"key": key}, messages.ERROR)
 
     # -- what is done ----------------------------------------------------------------------------
 
@@ -172,7 +181,8 @@ class Rerunning(ReadOnlyAdmin):
         return True
 
     def _note(self, request: HttpRequest, job: Job, what: str, message: str) -> None:
-        self.log_change(request, job, message)
+        with apart(router.db_for_write(LogEntry)):
+            self.log_change(request, job, message)
         by, alias = request.user.get_username(), settings().USING
 
         def tell() -> None:
@@ -226,7 +236,7 @@ def _tasks() -> Any:
 
 def _shown(row: Any) -> list[Any]:
     """Return what must still be so when it is confirmed."""
-    return [row.pk, row.key, row.task_id, str(row.status), row.token]
+    return [row.pk, row.key, row.task_id, str(row.status), row.token, microseconds(row.expires_at)]
 
 
 def _explained(row: Any) -> str:

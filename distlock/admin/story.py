@@ -53,11 +53,16 @@ def _events(row: Row) -> list[tuple[int, Any, str]]:
 
     who = {"who": row.thread, "pid": str(row.pid), "host": row.host}
     tell(row.acquired_at, _("acquired by %(who)s, process %(pid)s on %(host)s") % who)
-    tell(row.lost_at, _("a lease was found lost: it had ended before its holder was done"))
+    lost = _(
+        "a lease was found lost: it had ended, or was taken by force, before its holder was done"
+    )
+    tell(row.lost_at, lost)
     if row.state == LockState.EXPIRED:
         tell(row.expires_at, _("the lease ended, neither renewed nor released"))
     elif row.state == LockState.FREE and row.acquired_at is not None:
-        tell(row.expires_at, _("released, by its holder or by force"))
+        kept = row.ttl > 0  # a release writes there for how long min_hold keeps it
+        over = _("min_hold was over; its holder had released it before") if kept else ""
+        tell(row.expires_at, over or _("released, by its holder or by force"))
     renewed = renewed_at(row)
     if renewed is not None:
         told.append((renewed, moment_of(renewed), _("renewed")))

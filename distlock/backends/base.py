@@ -295,12 +295,19 @@ class Backend:
         raise NotImplementedError
 
     def force_release(
-        self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
+        self,
+        connection: BaseDatabaseWrapper,
+        name: str,
+        slot: int,
+        token: int,
+        *,
+        owner: str | None = None,
     ) -> int | None:
         """Take the lock from its holder and raise its token, if that is still `token`.
 
-        Return the new token, or `None` if the holder changed. Raises `Pinned` if a running
-        transaction has the row locked.
+        With `owner`, only if the row has that owner, too: "" for what only `min_hold` keeps, under
+        its holder's token. Return the new token, or `None` if the holder changed. Raises `Pinned`
+        if a running transaction has the row locked.
         """
         raise NotImplementedError
 

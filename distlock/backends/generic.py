@@ -209,7 +209,13 @@ class Generic(Backend):
             }
 
     def force_release(
-        self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
+        self,
+        connection: BaseDatabaseWrapper,
+        name: str,
+        slot: int,
+        token: int,
+        *,
+        owner: str | None = None,
     ) -> int | None:
         with self._transaction(connection), connection.cursor() as cursor:
             row = self._locked(connection, cursor, name, slot)
@@ -219,6 +225,8 @@ class Generic(Backend):
                 return None
             now = self.clock(connection)
             if row[2] != token or self._is_over(row, now):
+                return None
+            if owner is not None and row[1] != owner:
                 return None
             raised = max(token + 1, now)
             written: dict[str, Any] = {"name": name, "slot": slot, "token": raised}

@@ -340,6 +340,7 @@ class MySQL(Generic):
 
     minimum_version: tuple[int, ...] = (8, 0, 17)
     _is_mariadb = False
+    _limit_sql = "@@max_execution_time / 1000"
 
     @contextmanager
     def _transaction(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
@@ -369,8 +370,13 @@ class MySQL(Generic):
 
     @contextmanager
     def _patient(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {self._limit_sql}")
+            own = float(cursor.fetchone()[0])
+        limit = min(seconds, own or seconds)  # one of the session that is stricter stays
+
         def execute(run: Any, sql: str, *more: Any) -> Any:
-            return run(self._stopping(sql, seconds), *more)
+            return run(self._stopping(sql, limit), *more)
 
         with connection.execute_wrapper(execute):
             yield
@@ -395,6 +401,7 @@ class MariaDB(MySQL):
     share_sql = "LOCK IN SHARE MODE SKIP LOCKED"
     minimum_version = (10, 6)
     _is_mariadb = True
+    _limit_sql = "@@max_statement_time"
     _insert_sql = f"{AT_ONCE} {INSERT}"
 
     def __init__(self) -> None:

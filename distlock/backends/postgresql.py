@@ -215,6 +215,7 @@ FORCE_RELEASE = f"""
 WITH clock AS MATERIALIZED ({CLOCK}), shown AS (
     SELECT l.id FROM {TABLE} l, clock
     WHERE {ROW} AND l.fencing_token = %(token)s AND l.expires_at > clock.now AND NOT {NOBODYS}
+        AND l.owner = COALESCE(%(owner)s::text, l.owner)
     FOR UPDATE OF l NOWAIT
 ) UPDATE {TABLE} l SET owner = '', expires_at = clock.now, ttl = 0,
     losses = l.losses + CASE WHEN l.owner = '' THEN 0 ELSE 1 END,
@@ -222,6 +223,10 @@ WITH clock AS MATERIALIZED ({CLOCK}), shown AS (
     fencing_token = GREATEST(l.fencing_token + 1, {_us("clock.now")})
 FROM shown, clock WHERE l.id = shown.id
 RETURNING l.fencing_token, {NOTIFY}"""
+
+TIMEOUT = """
+SELECT value, extract(epoch FROM value::interval)::float
+FROM current_setting('statement_timeout') AS value"""
 
 PURGE = f"""
 WITH ended AS (
@@ -343,11 +348,19 @@ class PostgreSQL(Backend):
             }
 
     def force_release(
-        self, connection: BaseDatabaseWrapper, name: str, slot: int, token: int
+        self,
+        connection: BaseDatabaseWrapper,
+        name: str,
+        slot: int,
+        token: int,
+        *,
+        owner: str | None = None,
     ) -> int | None:
         with connection.cursor() as cursor:
             try:
-                cursor.execute(FORCE_RELEASE, {"name": name, "slot": slot, "token": token})
+                cursor.execute(
+                    FORCE_RELEASE, {"name": name, "slot": slot, "token": token, "owner": owner}
+                )
             except DatabaseError as error:
                 if self.is_contention(error):
                     raise Pinned(
@@ -482,10 +495,11 @@ class PostgreSQL(Backend):
 
     @contextmanager
     def _patient(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
-        limit = f"{max(1, int(seconds * 1000))}ms"
         with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-            cursor.execute("SELECT current_setting('statement_timeout')")
-            (before,) = cursor.fetchone()
+            cursor.execute(TIMEOUT)
+            before, own = cursor.fetchone()
+            # A limit of the session or the role that is stricter stays.
+            limit = f"{max(1, int(min(seconds, own or seconds) * 1000))}ms"
             cursor.execute("SELECT set_config('statement_timeout', %s, true)", [limit])
             yield
             # A transaction around this one goes on with it; after an error the rollback does so.

@@ -210,4 +210,8 @@ class Migration(migrations.Migration):
                 blank=True, db_index=True, null=True, verbose_name="unpublished since"
             ),
         ),
+        migrations.AddIndex(
+            model_name="job",
+            index=models.Index(fields=["task_id"], name="distlock_job_task_id"),
+        ),
     ]

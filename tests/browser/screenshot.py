@@ -26,6 +26,8 @@ LARGEST = 150_000
 """Bytes of one picture."""
 COLOURS = 128
 TALLEST = 1_500
+WHOLE = ("lock", "job")
+"""Pages that are shown to their end."""
 
 
 @contextmanager
@@ -73,7 +75,7 @@ def seed() -> ExitStack:
         write(name, host="web-1", acquisitions=12 + 71 * number, waits=17 * number)
         write(name, total_hold=number * 431 * SECOND, longest_hold=(number + 1) * 47 * SECOND)
         write(name, total_wait=number * 19 * SECOND, longest_wait=number * 4 * SECOND)
-    write("invoice:42", acquired_at=-95 * SECOND, expires_at=26 * SECOND, acquisitions=1204)
+    write("invoice:42", acquired_at=-95 * SECOND - 4321, expires_at=26 * SECOND, acquisitions=1204)
     write("invoice:42", waits=391, losses=2, pid=4711)
     past = "datetime('now', '-3 days')"
     from tests.conformance.rows import TABLE, execute
@@ -153,7 +155,7 @@ def visits() -> Iterator[tuple[str, str, str]]:
     yield "run-again", one, "Run again…"
 
 
-def shoot(context: Any, address: str, button: str, target: Path) -> None:
+def shoot(context: Any, address: str, button: str, target: Path, tallest: int) -> None:
     """Save what the browser shows."""
     page = context.new_page()
     complaints: list[str] = []
@@ -165,7 +167,7 @@ def shoot(context: Any, address: str, button: str, target: Path) -> None:
     page.wait_for_timeout(300)
     wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     size = page.evaluate("[window.innerWidth, document.documentElement.scrollHeight]")
-    clip = {"x": 0, "y": 0, "width": size[0], "height": min(size[1], TALLEST)}
+    clip = {"x": 0, "y": 0, "width": size[0], "height": min(size[1], tallest)}
     page.screenshot(path=target, full_page=True, clip=clip)
     page.close()
     with Image.open(target) as picture:
@@ -200,7 +202,8 @@ def main(folder: Path) -> None:
                     for name, path, button in found:
                         if theme == "light" or name in DARK:
                             target = folder / f"admin-{name}-{width}-{theme}.png"
-                            shoot(context, address + path, button, target)
+                            tallest = 2 * TALLEST if name in WHOLE else TALLEST
+                            shoot(context, address + path, button, target, tallest)
                     context.close()
 
 

@@ -88,6 +88,23 @@ def test_a_lock_that_only_min_hold_keeps_is_freed_and_nobody_has_lost_it(
     assert take(backend, "you").token > token
 
 
+def test_with_an_owner_it_takes_the_lock_from_no_other(backend: Backend, mode: str) -> None:
+    held = take(backend, min_hold=MINUTE)
+    before = stored()
+    for other in ("you", "", "ME"):
+        assert backend.force_release(connection, "n", 0, held.token, owner=other) is None
+    assert stored() == before
+    backend.release(connection, held, alone=mode == "autocommit")
+    kept = stored()
+    assert (kept.owner, kept.fencing_token) == ("", held.token)  # the token is still the holder's
+    assert backend.force_release(connection, "n", 0, held.token, owner="me") is None
+    assert stored() == kept
+    assert backend.force_release(connection, "n", 0, held.token, owner="")
+    token = take(backend, "you").token
+    assert backend.force_release(connection, "n", 0, token, owner="you")
+    assert stored().owner == ""
+
+
 @pytest.mark.parametrize("state", ["released", "expired", "absent"])
 def test_it_is_refused_when_nobody_holds_the_lock(backend: Backend, mode: str, state: str) -> None:
     held = take(backend)

@@ -10,7 +10,7 @@ from django.db import DatabaseError, connection, transaction
 
 from distlock.backends import backend_for
 from distlock.backends.base import Overdue
-from tests.conformance.rows import query
+from tests.conformance.rows import execute, query
 
 SLOW = {
     "postgresql": "SELECT pg_sleep(20)",
@@ -45,6 +45,20 @@ def test_what_takes_too_long_is_stopped(vendor: str, inside: bool) -> None:
     with transaction.atomic():
         query("SELECT 1")
         check()
+
+
+@pytest.mark.vendor("postgresql", "mysql")
+def test_a_stricter_limit_of_the_session_stays(vendor: str) -> None:
+    name = {"postgresql": "statement_timeout", "mysql": "max_statement_time"}[vendor]
+    execute(f"SET {name} = {200 if vendor == 'postgresql' else 0.2}")
+    try:
+        strict, started = limits(), time.monotonic()
+        with pytest.raises(Overdue), backend_for(connection).patient(connection, 15):
+            query(SLOW[vendor])
+        assert time.monotonic() - started < 10
+        assert limits() == strict
+    finally:
+        execute(f"SET {name} = DEFAULT")
 
 
 def test_what_is_quick_is_not() -> None:

@@ -16,13 +16,16 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.messages import get_messages
 from django.db import connection, transaction
 from django.test import Client
+from django.urls import reverse
 
 from distlock import lock, outbox
 from distlock.backends.base import moment_of
 from distlock.contrib.celery import deduplicated, enqueue_once
-from distlock.models import Job
+from distlock.models import DistributedLock, Job
+from distlock.states import microseconds
 from tests.conformance.rows import query, session
 from tests.contrib.test_enqueue import Private, Queue
+from tests.support import eventually
 from tests.test_admin import browser, text
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -158,8 +161,9 @@ def changes(sync: Any, queue: Queue) -> dict[str, Any]:
 
     def queue_anew() -> None:
         Job.objects.update(expires_at=datetime(1971, 1, 1, tzinfo=timezone.utc))
-        enqueue_once(sync, (1,))
-        Job.objects.update(task_id="another")
+        before = the_job()
+        assert enqueue_once(sync, (1,)).created
+        assert (the_job().task_id, the_job().token) == (before.task_id, before.token)
 
     def purge() -> None:
         Job.objects.all().delete()
@@ -256,6 +260,70 @@ def test_a_lost_message_is_published_again_under_its_id(
     assert queue.work() == 1
     assert queue.ran == [1]
     assert f"Queued again as {first.id}" in LogEntry.objects.get().get_change_message()
+
+
+@pytest.mark.parametrize("form", ["datetime", "text"])
+def test_an_expires_that_has_passed_does_not_throw_the_message_away(
+    client: Client, sync: Any, queue: Queue, form: str
+) -> None:
+    moment = datetime.now(timezone.utc) + timedelta(seconds=1)
+    given: Any = moment if form == "datetime" else moment.isoformat()
+    enqueue_once(sync, (1,), expires=given, priority=3)
+    queue.ids()
+    chosen = shown(ask(client, "rerun"))
+    assert "is queued" in confirm(client, "rerun", chosen)[0]
+    message = queue.take()
+    assert message.headers["expires"] is not None  # it has not passed
+    assert eventually(lambda: datetime.now(timezone.utc) > moment + timedelta(seconds=0.1), 20)
+    do(client, "rerun")
+    message = queue.take()
+    assert message.headers["expires"] is None
+    assert the_job().arguments["options"].keys() == {"priority"}
+    assert queue.work(message) == 1
+
+
+def test_a_lock_that_a_task_holds_leads_to_its_job(sync: Any, app: Celery, queue: Queue) -> None:
+    client, pages = browser("view_job", "view_distributedlock"), []
+
+    @app.task(name="inner")
+    @deduplicated
+    def inner() -> None:
+        with lock("account"):
+            row = DistributedLock.objects.get(name="account")
+            there = reverse("admin:distlock_distributedlock_change", args=[row.pk])
+            pages.append(client.get(there).content.decode())
+
+    enqueue_once(inner)
+    job = the_job()
+    queue.work()
+    there = reverse("admin:distlock_job_change", args=[job.pk])
+    assert f'<a href="{there}">{job.key}</a>' in pages[0]
+
+
+def test_what_the_database_says_of_one_job_is_told_and_the_others_stand(
+    client: Client, sync: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distlock.admin import JobAdmin
+
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    for number in (1, 2, 3):
+        enqueue_once(sync, (number,))
+    jobs = list(Job.objects.order_by("pk"))
+    real = JobAdmin.log_change
+
+    def fail(self: Any, request: Any, job: Any, message: Any) -> Any:
+        if job.pk == jobs[1].pk:
+            query("SELECT no_such_column")
+        return real(self, request, job, message)
+
+    monkeypatch.setattr(JobAdmin, "log_change", fail)
+    told = confirm(client, "free", shown(ask(client, "free", *jobs)))
+    assert sum(" is free." in each for each in told) == 2
+    [refused] = [each for each in told if "no_such_column" in each]
+    assert refused.startswith(f"The job {jobs[1].key!r} was left alone. The database says: ")
+    states = Job.objects.order_by("pk").values_list("state", flat=True)
+    assert list(states) == ["done", "queued", "done"]
+    assert LogEntry.objects.count() == 2
 
 
 def test_a_copy_too_many_does_no_harm(client: Client, sync: Any, queue: Queue) -> None:
@@ -377,7 +445,9 @@ def test_each_has_a_permission_of_its_own(
     enqueue_once(sync, (1,))
     queue.ids()
     job = the_job()
-    chosen = json.dumps([job.pk, job.key, job.task_id, "queued", job.token])
+    chosen = json.dumps(
+        [job.pk, job.key, job.task_id, "queued", job.token, microseconds(job.expires_at)]
+    )
     before = list(Job.objects.values())
     client = browser("view_job", permission)
     page = client.get(f"{LIST}{job.pk}/change/").content.decode()
@@ -388,7 +458,7 @@ def test_each_has_a_permission_of_its_own(
     assert queue.ids() == []
 
 
-@pytest.mark.parametrize("chosen", ["", "x", "[]", "[1]", '["1", "k", "i", "queued", 0]', "{}"])
+@pytest.mark.parametrize("chosen", ["", "x", "[]", "[1]", '["1", "k", "i", "queued", 0, 0]', "{}"])
 def test_what_nobody_was_asked_is_refused(client: Client, chosen: str) -> None:
     post = {"action": "free", "_selected_action": ["1"], "chosen": [chosen]}
     assert client.post(LIST, post).status_code == 400

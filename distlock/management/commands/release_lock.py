@@ -61,7 +61,8 @@ class Command(BaseCommand):
             self._check(name, holder, token)
             assert holder is not None
             self._confirm(holder, options["yes"])
-            raised = take(connection.alias, name, slot, holder.token, by=_user())
+            alias, user = connection.alias, _user()
+            raised = take(alias, name, slot, holder.token, holder.owner, by=user)
         except DatabaseError as error:
             if backend.is_contention(error):
                 self._end(IN_USE, f"The lock {name!r} is in use by a running transaction.")
@@ -69,7 +70,8 @@ class Command(BaseCommand):
         except Error as error:
             self._refuse(connection, error)
         if raised is None:
-            self._end(CHANGED, f"The lock {name!r} was left alone: its holder has changed.")
+            said = f"The lock {name!r} was left alone: its holder has changed or is done."
+            self._end(CHANGED, said)
         if options["verbosity"] >= 1:
             self.stdout.write(f"The lock {name!r} is free. Its token is {raised} now.")
 
