@@ -7,7 +7,9 @@ to a task for what is synchronous (`errands.py`). Only the waiting in between is
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ from .background import soon
 from .conf import settings
 from .deadlines import Deadline, clock, seconds
 from .errands import Errand
+from .events import log
 from .exceptions import AlreadyHeld, LockError
 from .keeper import can_keep, keeper
 from .leases import Lease
@@ -52,6 +55,7 @@ class Acquisition:
         self._where: Place | None = None
         self._line: waiting.Line | None = None
         self._turn: Turn | None = None
+        self._told = threading.Lock()  # taken by whoever tells first how this has ended
 
     @async_unsafe(
         "A coroutine must await aacquire(), or use `async with`: this would block the event loop."
@@ -102,7 +106,12 @@ class Acquisition:
     def _lease(self, granted_by: Callable[[], Granted | None]) -> Lease | None:
         try:
             granted = granted_by()
-            return None if granted is None else self._begin(*granted)
+            if granted is None:
+                return None
+            if self._told.acquire(blocking=False):
+                return self._begin(*granted)
+            self._free()  # it came too late: the task was cancelled, and that is told
+            return None
         except BaseException as error:
             self._break_off(error)
             raise
@@ -170,6 +179,7 @@ class Acquisition:
             if not where.own and can_keep(term.alias):
                 keeper.keep(term, may_free=where.transaction is None)
         except BaseException:
+            self._told.release()
             lease.abandon()
             raise
         signals.lock_acquired.send_robust(
@@ -178,25 +188,35 @@ class Acquisition:
         return lease
 
     def _tell_failed(self, error: BaseException) -> None:
-        """Tell of an acquire without an answer; what is wrong use is told by its error alone."""
-        if not isinstance(error, LockError | SynchronousOnlyOperation):
-            signals.lock_failed.send_robust(
-                sender=type(self._lock),
-                name=self._claim.name,
-                error=error,
-                waited=self._deadline.passed,
-            )
+        """Tell of an acquire without an answer, once, and let nothing but that error out.
+
+        What is wrong use is told by its error alone: no fault of the database is behind it.
+        """
+        refused = isinstance(error, LockError) and not isinstance(error.__cause__, Error)
+        if refused or isinstance(error, SynchronousOnlyOperation):
+            return
+        if not self._told.acquire(blocking=False):
+            return
+        about = {"name": self._claim.name, "error": error, "waited": self._deadline.passed}
+        try:
+            signals.lock_failed.send_robust(sender=type(self._lock), **about)
+        except Exception:  # an `async def` receiver cannot be called from the loop's thread
+            text = "signal_not_sent: a receiver of lock_failed cannot be called in a task"
+            log(logging.ERROR, text, exc_info=True)
 
     def _break_off(self, error: BaseException) -> None:
         """Let the keeper free what an acquire that broke off may have been granted."""
-        where = self._where
         if self._turn:
             self._turn.abandon()
-        if isinstance(error, LockError | SynchronousOnlyOperation) or where is None:
+        if isinstance(error, LockError | SynchronousOnlyOperation):
             return
         if isinstance(error, Error) and not isinstance(error, OperationalError | InterfaceError):
             return
-        if not where.own and can_keep(self._alias):
+        self._free()
+
+    def _free(self) -> None:
+        where = self._where
+        if where is not None and not where.own and can_keep(self._alias):
             keeper.finish(self._term(Grant(0, 0, 0)), lambda found: None)
 
     def _term(self, grant: Grant) -> Term:

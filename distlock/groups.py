@@ -1,8 +1,9 @@
 """The group that a lock is counted in: metrics and spans have it as a label, never the name.
 
-By default it is the name's first part, without what looks like a number or an id: `invoice:42`,
-`invoice-42:send` and `invoice42` are `invoice`. The setting `GROUP` names another function. However
-it is made, a process knows a limited number of groups; what comes later is `other`.
+By default it is the name's first part, up to a colon, slash, at sign or space, without what looks
+like a number or an id: `invoice:42`, `invoice-42:send` and `invoice/jane` are `invoice`. The
+setting `GROUP` names another function. However it is made, a process knows a limited number of
+groups; what comes later is `other`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ LONGEST = 64
 KINDS = ("once", "enqueue")
 """First parts that say what kind of name it is: the part after it belongs to the group."""
 
+END = re.compile(r"[/@ ]")
+"""What ends the first part, besides the colon: what comes after it may well be a value."""
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 WORD = re.compile(r"[^\W_]+")
 NUMBERED = re.compile(r"([^\W\d_]+)\d+")
@@ -55,7 +58,7 @@ def default_group(name: str) -> str:
     while head in KINDS and rest:
         kind += f"{head}:"
         head, _, rest = rest.partition(":")
-    words = WORD.sub(_word, UUID.sub("", head))
+    words = WORD.sub(_word, UUID.sub("", END.split(head.lstrip("/@ "), maxsplit=1)[0]))
     return (kind + GAP.sub(r"\1", words)).strip(" -_.,:;@/#+|")
 
 

@@ -32,7 +32,8 @@ from .deadlines import clock
 from .events import log
 from .terms import State, Term
 
-Done = Callable[[Unlock], None]
+Done = Callable[[Unlock | None], None]
+"""Called with what was found, or `None` if the database has not answered until the expiry."""
 
 SMALLEST = 100
 """Leases in one renewal, at least: fewer after one that had no answer."""
@@ -55,6 +56,7 @@ class Keeper:
         `may_free`: no transaction has to do with it, so that it may be left to the keeper.
         """
         term.kept = may_free
+        term.renewed_here = True
         self.rounds(term.alias).keep(term)
 
     def replan(self, term: Term) -> None:
@@ -181,23 +183,25 @@ class Rounds:
             for term in terms:
                 term.unknown()
             return False
-        confirmed = 0
+        confirmed = locked = 0
         for term in terms:
             if term.owner not in renewed:
                 if term.state is State.HELD and not term.pins:  # else it is being released
                     term.lose("the lease expired, or its row has another owner")
             elif (expires := renewed[term.owner]) is None:
                 term.unknown()
+                locked += 1
             else:
                 term.confirm(requested, expires)
                 confirmed += 1
-        self._tell(renewed=confirmed)
+        self._tell(renewed=confirmed, locked=locked)
         return True
 
-    def _tell(self, renewed: int = 0, failed: int = 0) -> None:
+    def _tell(self, renewed: int = 0, failed: int = 0, locked: int = 0) -> None:
         if signals.leases_renewed.receivers:
-            told = {"alias": self._alias, "renewed": renewed, "failed": failed}
-            soon(partial(signals.leases_renewed.send_robust, sender=Rounds, **told))
+            told = {"renewed": renewed, "failed": failed, "locked": locked}
+            send = signals.leases_renewed.send_robust
+            soon(partial(send, sender=Rounds, alias=self._alias, **told))
 
     def _finish_until(self, due: float, limit: float) -> None:
         """Try once to free each row, until a renewal is due or one try has had no answer.
@@ -209,7 +213,7 @@ class Rounds:
         for term, done in broken:
             if clock() >= due:
                 return
-            found = Unlock.GONE  # once its expiry has passed there is nothing left to free
+            found: Unlock | None = None  # once its expiry has passed there is nothing left to free
             if clock() < term.trusted_until + 2.0:
                 try:
                     with self._private.use(limit, keeper=True) as connection:

@@ -127,6 +127,7 @@ class Lease:
             raise self._loss()
         expires = renewed[term.owner]
         if expires is None:
+            _tell_renewed(term, locked=1)
             raise LockError(
                 f"The lock {self.name!r} was not renewed: a running transaction has its row "
                 "locked. It still is yours; try again when that has ended.",
@@ -336,10 +337,11 @@ class Lease:
 
         try:
             ours = where.run(release)
-        except Error:
+        except Error as error:
             if where.own or lost or backend.in_memory(where.connection):
                 raise
-            log(logging.WARNING, "lock_release_delayed name=%r", lock=term.name, exc_info=True)
+            text = "lock_release_delayed name=%r: %s"
+            log(logging.WARNING, text, lock=term.name, error=error, exc_info=True)
             self._leave_to_keeper()
             return
         # Sent twice: the first answer was lost, and if that release took effect, the row may have
@@ -352,13 +354,15 @@ class Lease:
     def _leave_to_keeper(self) -> None:
         """Let the keeper free the row, as soon as the server answers or has ended the session."""
         keeper.drop(self._term)
-        keeper.finish(self._term, lambda found: soon(self._ended))
+        keeper.finish(self._term, lambda found: soon(partial(self._ended, freed=found is not None)))
 
-    def _ended(self) -> None:
+    def _ended(self, *, freed: bool = True) -> None:
+        """Tell of the end. `freed`: the release has reached the database before the expiry."""
         term = self._term
         if term.state is not State.RELEASED and not term.move(State.RELEASED):
             return
-        signals.lock_released.send_robust(sender=Lease, lease=self, held=term.held_for)
+        signal = signals.lock_released if freed else signals.lock_dropped
+        signal.send_robust(sender=Lease, lease=self, held=term.held_for)
 
     def _undone(self) -> None:
         """Take back a release that did not happen: the lease goes on."""
@@ -386,7 +390,7 @@ def _is_cut_off(where: Place) -> bool:
     return where.connection.closed_in_transaction and where.connection.in_atomic_block
 
 
-def _tell_renewed(term: Term, renewed: int = 0, failed: int = 0) -> None:
+def _tell_renewed(term: Term, renewed: int = 0, failed: int = 0, locked: int = 0) -> None:
     signals.leases_renewed.send_robust(
-        sender=Lease, alias=term.alias, renewed=renewed, failed=failed
+        sender=Lease, alias=term.alias, renewed=renewed, failed=failed, locked=locked
     )

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, overload
 
 from asgiref.sync import sync_to_async
+from django.db import Error
 
 from . import contexts, signals
 from .acquisitions import Acquisition
@@ -30,7 +31,7 @@ from .backends.stats import LockStats
 from .conf import settings
 from .deadlines import Deadline, Seconds, seconds
 from .decorators import wrap
-from .exceptions import LockBusy
+from .exceptions import LockBusy, LockError
 from .leases import Lease
 from .places import place
 
@@ -113,6 +114,8 @@ class Lock:
     slot: int = 0
     resumes: bool = False
     """Whether to pass the `min_hold` that the same task has left behind."""
+    quiet: bool = False
+    """Whether to tell nobody of a busy lock, nor to ask who holds it: the library tries again."""
     _entered: list[tuple[contexts.Context, Lease | AtomicBlock]] = dataclasses.field(
         default_factory=list, init=False, repr=False
     )
@@ -247,21 +250,27 @@ class Lock:
         return Deadline(self._waits() if isinstance(wait, Default) else wait)
 
     def _tell_busy(self, waited: float, holder: Holder | None = None) -> None:
-        name = self.literal_name
-        signals.lock_busy.send_robust(sender=Lock, name=name, holder=holder, waited=waited)
+        if not self.quiet:
+            name = self.literal_name
+            signals.lock_busy.send_robust(sender=Lock, name=name, holder=holder, waited=waited)
 
     def _give_up(self, deadline: Deadline) -> NoReturn:
-        """Raise `LockBusy`, with who holds the lock."""
-        holder, waited = self.holder(), deadline.passed
-        name = self.literal_name
+        """Raise `LockBusy`, with who holds the lock, if that can be told."""
+        if self.quiet:
+            raise self._busy(deadline.passed, "somebody holds it")
+        try:
+            holder, waited = self.holder(), deadline.passed
+        except (Error, LockError) as error:
+            self._tell_busy(waited := deadline.passed)
+            raise self._busy(waited, f"who holds it could not be asked ({error})") from error
         self._tell_busy(waited, holder)
-        who = f"it is held by {holder}" if holder else "its row was in use until the last moment"
-        raise LockBusy(
-            f"The lock {name!r} was not free within {waited:.3g} s: {who}.",
-            name=name,
-            holder=holder,
-            waited=waited,
-        )
+        why = f"it is held by {holder}" if holder else "its row was in use until the last moment"
+        raise self._busy(waited, why, holder)
+
+    def _busy(self, waited: float, why: str, holder: Holder | None = None) -> LockBusy:
+        name = self.literal_name
+        message = f"The lock {name!r} was not free within {waited:.3g} s: {why}."
+        return LockBusy(message, name=name, holder=holder, waited=waited)
 
     # -- what the arguments mean -----------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """A warning before leases begin to be lost: a lock that is regularly held for most of its ttl.
 
 A receiver of `lock_released`. What counts is how much of its ttl a lease had spent when it was
-renewed, pinned in a transaction, or released, whichever came first: from then on it was safe. So a
-lock that the keeper renews never counts, however long it is held.
+renewed, pinned in a transaction, or released, whichever came first: from then on it was safe. A
+lock that the keeper renews never counts, however long it is held, and be it before the first time.
 
 Names that differ in numbers only, such as those of a template's arguments, are looked at together.
 """
@@ -69,7 +69,7 @@ class LongHolds:
                 ttl=term.first,
                 times=times,
                 of_last=LAST,
-                remedy=f"renew it (renew=True), or give it a ttl of {2 * held:.3g} s, "
+                remedy=f"renew it (renew=True), or give it a ttl of {2 * held:.0f} s, "
                 "or do less under it",
             )
 

@@ -69,6 +69,7 @@ class Term:
         self.started = clock()
         self.renew_until = 0.0 if not renew else requested + (max_hold or math.inf)
         self._safe_at: float | None = None  # when it was first renewed, pinned or released
+        self.renewed_here = False  # whether the keeper has it, and renews it when it is due
         self.pins = 0
         self.handles: set[int] = set()
         self.state = State.HELD
@@ -134,8 +135,11 @@ class Term:
     def spent(self) -> float:
         """Which share of its first ttl it was held with nothing else to keep it.
 
-        That ends when it is first renewed, pinned or released.
+        That ends when it is first renewed, pinned or released. What the keeper is to renew, be it
+        late because of a `min_hold`, spends nothing.
         """
+        if self.renewed_here and self.next_renewal < math.inf:
+            return 0.0
         until = clock() if self._safe_at is None else self._safe_at
         return (until - self.started) / self.first
 

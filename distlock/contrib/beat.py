@@ -9,6 +9,7 @@ what it knew. Who leads next, itself perhaps, learns from the database what was 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -71,7 +72,8 @@ class Leader(Scheduler):
             catch_up = seconds(get("distlock_beat_catch_up", CATCH_UP), "catch_up")
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f"In the settings distlock_beat_*: {error}") from error
-        return described, timedelta(seconds=catch_up)
+        # A beat that stands by asks again and again, and nobody wants to know each time.
+        return dataclasses.replace(described, quiet=True), timedelta(seconds=catch_up)
 
     def default_alias(self) -> str | None:
         """Return the database to keep the lock in, if the app does not say."""

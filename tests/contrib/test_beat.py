@@ -16,13 +16,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
 
-from distlock import lock
+from distlock import lock, signals
 from distlock.backends import backend_for
 from distlock.contrib import _ticks
 from distlock.contrib._ticks import tick_of
 from distlock.contrib.beat import SingleBeatScheduler
 from distlock.models import Job
 from tests.contrib.world import NAME, START, Dies, World, elsewhere, pause_keeper
+from tests.waiters import calls_of
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -315,6 +316,21 @@ def test_a_leader_that_lost_its_lock_follows_and_leads_again(world: World) -> No
         other(held.release)
     world.run(one, 10)
     assert world.ticks() == ["a 10", "a 20"]
+    one.close()
+
+
+def test_a_beat_that_stands_by_does_not_say_so_each_time(world: World) -> None:
+    told: list[str] = []
+    signals.lock_busy.connect(receiver := lambda name, **kwargs: told.append(name))
+    world.app.conf.update(beat_max_loop_interval=0.05)
+    world.every(a=10)
+    one, two = world.beat(), world.beat()
+    one.tick()
+    with elsewhere() as other, calls_of("holder") as asked:
+        assert [other(two.tick) for _ in range(3)] == [0, 0, 0]
+        other(two.close)
+    signals.lock_busy.disconnect(receiver)
+    assert told == asked == []
     one.close()
 
 

@@ -221,6 +221,57 @@ def test_names_can_be_left_out(spans: Spans) -> None:
     assert "secret:1" not in str(told)
 
 
+def test_nor_does_a_holder_or_an_error_tell_them(
+    spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up() -> None:
+        threading.current_thread().name = "secret thread"
+        with pytest.raises(LockBusy, match="secret note"):
+            lock("secret:1", wait=0).acquire()
+
+    def gone(*args: Any) -> None:
+        raise OperationalError("the secret server is gone")
+
+    for trace_names in (True, False):
+        spans.clear()
+        with override_settings(DISTLOCK={"TRACE_NAMES": trace_names}):
+            with lock("secret:1", note="secret note"):
+                in_thread(give_up)
+            with monkeypatch.context() as patch, pytest.raises(OperationalError):
+                patch.setattr(Place, "grant", gone)
+                lock("secret:1").acquire()
+        told = [span.to_json() for span in spans.get_finished_spans() if ours(span)]
+        assert len(told) == 4
+        for secret in ("secret:1", "secret note", "secret server"):
+            assert any(secret in each for each in told) is trace_names, secret
+    (failed,) = [span for span in spans.get_finished_spans() if "error.type" in about(span)]
+    assert failed.status.description == "OperationalError"
+
+
+def ours(span: ReadableSpan) -> bool:
+    return about(span)["distlock.group"] == "secret"
+
+
+def test_an_end_that_is_told_before_its_beginning_leaves_no_span_open(spans: Spans) -> None:
+    def lose(lease: Any, **kwargs: Any) -> None:
+        told = threading.Event()
+        signals.lock_lost.connect(receiver := lambda **kwargs: told.set())
+        lease._term.lose("at once")
+        assert told.wait(30)
+        signals.lock_lost.disconnect(receiver)
+
+    signals.lock_acquired.disconnect(dispatch_uid=_receivers.UID)
+    signals.lock_acquired.connect(lose)
+    try:
+        opentelemetry.install()  # it hears of the grant last
+        with pytest.raises(LockLost), lock("early:1"):
+            pass
+    finally:
+        signals.lock_acquired.disconnect(lose)
+    assert spans.outcomes("early:1") == [("wait", "granted"), ("hold", "lost")]
+    assert not held_for("early:1")
+
+
 @pytest.mark.vendor("sqlite")
 def test_a_forked_child_ends_no_span_of_its_parents(spans: Spans) -> None:
     with lock("forked:1"):

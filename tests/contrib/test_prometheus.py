@@ -24,7 +24,7 @@ from distlock.contrib import prometheus
 from distlock.contrib.prometheus import _receivers
 from distlock.keeper import keeper
 from distlock.places import Place
-from tests.support import eventually, in_thread, run_async, steal
+from tests.support import eventually, in_thread, other_session, run_async, steal
 
 pytestmark = pytest.mark.django_db(transaction=True)
 ROOT = Path(__file__).parent.parent.parent
@@ -170,6 +170,37 @@ def test_renewals_are_counted_by_database(since: Since, monkeypatch: pytest.Monk
             assert eventually(
                 lambda: since("renewal_failures_total", database="default") >= 2, within=30
             )
+
+
+@pytest.mark.vendor("postgresql", "mysql")
+def test_renewals_that_meet_a_locked_row_are_counted_apart(since: Since) -> None:
+    with lock("pinned:1", ttl=60), other_session() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1 FROM distlock_distributedlock WHERE name = 'pinned:1' FOR UPDATE")
+        make_due()
+        assert eventually(
+            lambda: since("renewals_locked_total", database="default") >= 1, within=30
+        )
+        cursor.execute("ROLLBACK")
+    assert since("renewal_failures_total", database="default") == 0
+
+
+def test_an_end_that_is_told_before_its_beginning_leaves_nothing_held(since: Since) -> None:
+    def lose(lease: Any, **kwargs: Any) -> None:
+        lease._term.lose("at once")
+        assert eventually(lambda: since("losses_total", group="early") == 1, within=30)
+
+    signals.lock_acquired.disconnect(dispatch_uid=_receivers.UID)
+    signals.lock_acquired.connect(lose)
+    try:
+        prometheus.install()  # it hears of the grant last
+        with pytest.raises(LockLost), lock("early:1") as lease:
+            pass
+    finally:
+        signals.lock_acquired.disconnect(lose)
+    assert lease.lost  # and somebody has it still: what is collected is not held anyway
+    assert since("grants_total", group="early") == since("losses_total", group="early") == 1
+    assert held("early") == 0
 
 
 def make_due() -> None:

@@ -40,6 +40,7 @@ MODULES = (
     "places",
     "connections",
     "limits",
+    "locks",
     "longholds",
 )
 SERVERS = {"postgresql": ["postgresql", "generic"], "mariadb": ["mysql", "generic"]}

@@ -20,7 +20,7 @@ from ... import signals
 from ...background import after_fork
 from ...conf import settings
 from ...groups import group_of
-from ...terms import Term
+from ...terms import State, Term
 
 UID = "distlock.opentelemetry"
 WAIT = "distlock wait"
@@ -47,11 +47,13 @@ def _acquired(sender: object, *, lease: Any, took: float, **kwargs: object) -> N
     now = time.time_ns()
     _waited(now, took, about | {"distlock.outcome": "granted"})
     _holding[lease._term] = tracer.start_span(HOLD, start_time=now, attributes=about)
+    if lease._term.over:  # its end may have been told before this
+        _end_over(lease)
 
 
 def _busy(sender: object, *, name: str, holder: Any, waited: float, **kwargs: object) -> None:
     about = _about(name) | {"distlock.outcome": "busy"}
-    if holder is not None:
+    if holder is not None and settings().TRACE_NAMES:  # it has a note, and a thread's name
         about["distlock.holder"] = str(holder)
     _waited(time.time_ns(), waited, about)
 
@@ -61,7 +63,8 @@ def _failed(
 ) -> None:
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
     about = _about(name) | {"distlock.outcome": "failed", "error.type": kind}
-    _waited(time.time_ns(), waited, about, Status(StatusCode.ERROR, str(error)))
+    text = str(error) if settings().TRACE_NAMES else type(error).__name__
+    _waited(time.time_ns(), waited, about, Status(StatusCode.ERROR, text))
 
 
 def _released(sender: object, *, lease: Any, **kwargs: object) -> None:
@@ -70,6 +73,13 @@ def _released(sender: object, *, lease: Any, **kwargs: object) -> None:
 
 def _lost(sender: object, *, lease: Any, reason: str, **kwargs: object) -> None:
     _end(lease, "lost", Status(StatusCode.ERROR, f"The lock was lost: {reason}."))
+
+
+def _end_over(lease: Any) -> None:
+    if lease._term.state is State.LOST:
+        _lost(None, lease=lease, reason=lease._term.reason)
+    else:
+        _released(None, lease=lease)
 
 
 def _dropped(sender: object, *, lease: Any, **kwargs: object) -> None:

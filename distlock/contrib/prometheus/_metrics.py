@@ -28,6 +28,11 @@ renewal_failures = Counter(
     "Leases whose renewal had no answer; it is tried again.",
     ["database"],
 )
+renewals_locked = Counter(
+    "distlock_renewals_locked_total",
+    "Leases whose row a transaction had locked at their renewal; it is tried again.",
+    ["database"],
+)
 wait_seconds = Histogram(
     "distlock_wait_seconds",
     "Seconds from the call of an acquire to its grant, or until it gave up.",

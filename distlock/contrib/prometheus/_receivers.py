@@ -51,6 +51,8 @@ def _acquired(sender: object, *, lease: Any, took: float, **kwargs: object) -> N
     with _mutex:
         _held[group].add(term)
     metrics.held.labels(group).inc()
+    if term.over:  # its end may have been told before this
+        _ended(group, lease)
 
 
 def _busy(sender: object, *, name: str, waited: float, **kwargs: object) -> None:
@@ -85,9 +87,12 @@ def _dropped(sender: object, *, lease: Any, **kwargs: object) -> None:
     _ended(group, lease)
 
 
-def _renewed(sender: object, *, alias: str, renewed: int, failed: int, **kwargs: object) -> None:
+def _renewed(
+    sender: object, *, alias: str, renewed: int, failed: int, locked: int, **kwargs: object
+) -> None:
     metrics.renewals.labels(alias).inc(renewed)
     metrics.renewal_failures.labels(alias).inc(failed)
+    metrics.renewals_locked.labels(alias).inc(locked)
 
 
 def _job_done(sender: object, *, name: str, **kwargs: object) -> None:
@@ -108,6 +113,7 @@ def _begin_at_zero(group: str, alias: str) -> None:
     metrics.held.labels(group).set_function(partial(_count, group))
     metrics.renewals.labels(alias)
     metrics.renewal_failures.labels(alias)
+    metrics.renewals_locked.labels(alias)
 
 
 # -- see Note [Leases held] ----------------------------------------------------------------------
