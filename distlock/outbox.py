@@ -32,13 +32,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.db import DatabaseError, OperationalError, connections, transaction
 from django.db.models import BooleanField, ExpressionWrapper, F, Q
 
+from . import signals
 from .backends import backend_for
 from .backends.base import Pinned, moment_of
 from .conf import settings
@@ -46,7 +47,7 @@ from .connections import in_transaction
 from .deadlines import Deadline, jitter, seconds
 from .exceptions import LockBusy
 from .fields import DatabaseNow
-from .locks import lock
+from .locks import Lock, lock
 from .receipts import is_locked
 
 if TYPE_CHECKING:
@@ -103,14 +104,20 @@ class Order:
             found = self._find() if looks else None
             if found is not None and self._is_taken(found) and self._is_awaited(found):
                 return found, False
-            turn = min(LOOK, deadline.left)
+            turn = lock(
+                self.key,
+                atomic=not joins,
+                wait=min(LOOK, deadline.left),
+                note=self.task,
+                using=self.alias,
+            )
             try:
-                with lock(self.key, atomic=not joins, wait=turn, note=self.task, using=self.alias):
+                with replace(turn, quiet=True):  # a look in between is nobody's busy lock
                     if put := self._try():
                         return put
             except LockBusy as error:
                 if alone or not deadline.left:
-                    raise self._busy(error, deadline) from None
+                    raise self._busy(deadline) from error
             except DatabaseError as error:
                 if joins or not backend.is_contention(error):
                     raise
@@ -122,13 +129,16 @@ class Order:
                 )
             time.sleep(SOON)
 
-    def _busy(self, error: LockBusy, deadline: Deadline) -> LockBusy:
+    def _busy(self, deadline: Deadline) -> LockBusy:
+        """Tell who has the turn, once."""
+        holder, waited = lock(self.key, using=self.alias).holder(), deadline.passed
+        signals.lock_busy.send_robust(sender=Lock, name=self.key, holder=holder, waited=waited)
         return LockBusy(
             f"A transaction that is about to queue {self.key!r} was not over within "
-            f"{deadline.passed:.3g} s: {error.holder}. End it sooner, or call again.",
-            name=error.name,
-            holder=error.holder,
-            waited=deadline.passed,
+            f"{waited:.3g} s: {holder}. End it sooner, or call again.",
+            name=self.key,
+            holder=holder,
+            waited=waited,
         )
 
     def _try(self) -> tuple[Job, bool] | None:
