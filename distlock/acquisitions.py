@@ -11,6 +11,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import SynchronousOnlyOperation
@@ -110,7 +111,7 @@ class Acquisition:
                 return None
             if self._told.acquire(blocking=False):
                 return self._begin(*granted)
-            self._free()  # it came too late: the task was cancelled, and that is told
+            self._free(at_once=True)  # it came too late: the task was cancelled, and that is told
             return None
         except BaseException as error:
             self._break_off(error)
@@ -214,10 +215,18 @@ class Acquisition:
             return
         self._free()
 
-    def _free(self) -> None:
+    def _free(self, *, at_once: bool = False) -> None:
+        """Free what may have been granted. `at_once`: here, if the keeper cannot do it."""
         where = self._where
-        if where is not None and not where.own and can_keep(self._alias):
-            keeper.finish(self._term(Grant(0, 0, 0)), lambda found: None)
+        if where is None:
+            return
+        term = self._term(Grant(0, 0, 0))
+        if not where.own and can_keep(self._alias):
+            keeper.finish(term, lambda found: None)
+        elif at_once:
+            free = where.backend.free
+            with suppress(Error):
+                where.run(lambda connection: free(connection, term))
 
     def _term(self, grant: Grant) -> Term:
         lock = self._lock

@@ -146,7 +146,11 @@ def test_an_async_receiver_swallows_no_cancellation(
     assert "signal_not_sent" in caplog.text
 
 
-def test_a_cancelled_task_whose_grant_comes_later_is_told_once(told: Told) -> None:
+@pytest.mark.parametrize("kept", [True, False], ids=["by the keeper", "at once"])
+def test_a_cancelled_task_whose_grant_comes_later_is_told_once(
+    told: Told, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    monkeypatch.setattr("distlock.acquisitions.can_keep", lambda alias: kept)
     granted, cancelled = threading.Event(), threading.Event()
 
     def late(real: Any, *arguments: Any, **more: Any) -> Any:
