@@ -10,6 +10,7 @@ statement fails, and the next use opens a new connection.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import socket
 import threading
@@ -55,8 +56,8 @@ def in_transaction(connection: BaseDatabaseWrapper) -> bool:
     return not connection.get_autocommit()
 
 
-def refresh(connection: BaseDatabaseWrapper, idle: float) -> None:
-    """Close a connection that has been idle for so many seconds, if somebody has closed it already.
+def refresh(connection: BaseDatabaseWrapper, idle: float = math.inf) -> None:
+    """Close a connection that was idle for so many seconds, if somebody has closed it already.
 
     A server, or something in between, does so with what has nothing to do for long. In a
     transaction it is left alone.

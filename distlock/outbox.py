@@ -32,11 +32,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db import DatabaseError, Error, OperationalError, connections, transaction
 from django.db.models import BooleanField, ExpressionWrapper, F, Q
 
 from . import signals
@@ -45,7 +46,7 @@ from .backends.base import Pinned, moment_of
 from .conf import settings
 from .connections import in_transaction
 from .deadlines import Deadline, jitter, seconds
-from .exceptions import LockBusy
+from .exceptions import LockBusy, LockError
 from .fields import DatabaseNow
 from .locks import Lock, lock
 from .receipts import is_locked
@@ -131,7 +132,9 @@ class Order:
 
     def _busy(self, deadline: Deadline) -> LockBusy:
         """Tell who has the turn, once."""
-        holder, waited = lock(self.key, using=self.alias).holder(), deadline.passed
+        holder, waited = None, deadline.passed
+        with suppress(Error, LockError):
+            holder = lock(self.key, using=self.alias).holder()
         signals.lock_busy.send_robust(sender=Lock, name=self.key, holder=holder, waited=waited)
         return LockBusy(
             f"A transaction that is about to queue {self.key!r} was not over within "
@@ -270,9 +273,12 @@ def _unpublished(alias: str, older_than: float) -> QuerySet[Job]:
 
 
 def unsent(alias: str, key: str, task_id: str) -> bool:
-    """Note that a message which had to go back to the queue could not: it is published again."""
+    """Note that a message which had to go back to the queue could not: it is published again.
+
+    Waits for who has the row locked: somebody may count on the run.
+    """
     waiting = _wanted(alias, key, task_id).filter(state="queued")
-    return write_unlocked(alias, waiting, {"unpublished_since": moment_in(alias, 0)}) is not None
+    return bool(waiting.update(unpublished_since=moment_in(alias, 0)))
 
 
 # -- the run -------------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ import uuid
 from datetime import timezone
 from typing import TYPE_CHECKING, Any
 
+from django.db import connections
 from django.utils.dateparse import parse_datetime
 
-from .backends.base import moment_of
+from .backends.base import microseconds_of, moment_of
 from .fields import DatabaseNow
 from .outbox import jobs_of, moment_in, now_of, write_unlocked
 from .receipts import is_locked
@@ -91,7 +92,8 @@ def forget(alias: str, job: Job) -> bool:
 def again(alias: str, job: Job, way: Way) -> Job | None:
     """Say that a job is queued, and return it: its message is to be published on commit.
 
-    `None`: see Note [As shown]. If nobody publishes it, `resend_jobs` does.
+    The caller must be in a transaction. `None`: see Note [As shown]. If nobody publishes it,
+    `resend_jobs` does.
     """
     now, arguments = now_of(alias), job.arguments
     values: dict[str, Any] = {
@@ -110,16 +112,28 @@ def again(alias: str, job: Job, way: Way) -> Job | None:
             "finished_at": None,
         }
     else:
-        options = {**arguments["options"]}
-        if _has_passed(options.get("expires"), now):  # a worker would throw the message away
-            del options["expires"]
-        values["arguments"] = {**arguments, "options": options}
+        if _has_passed(arguments["options"].get("expires"), now):
+            if (latest := _locked(alias, job)) is None:
+                return None
+            values["arguments"] = _without_expires(latest.arguments)
         values["expires_at"] = max(values["expires_at"], job.expires_at)
     if write_unlocked(alias, _as_shown(alias, job), values) is None:
         return None
     for name, value in values.items():
         setattr(job, name, value)
     return job
+
+
+def _locked(alias: str, job: Job) -> Job | None:
+    """Return the row as it is, with the arguments that a call has replaced meanwhile."""
+    skip = connections[alias].features.has_select_for_update_skip_locked
+    return _as_shown(alias, job).select_for_update(skip_locked=skip).first()
+
+
+def _without_expires(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what is stored of a call without a limit: a worker would throw the message away."""
+    options = {name: of for name, of in arguments["options"].items() if name != "expires"}
+    return {**arguments, "options": options}
 
 
 def _has_passed(stored: Any, now: int) -> bool:
@@ -131,7 +145,7 @@ def _has_passed(stored: Any, now: int) -> bool:
         return False
     if at is not None and at.tzinfo is None:
         at = at.replace(tzinfo=timezone.utc)
-    return at is not None and at <= moment_of(now)
+    return at is not None and microseconds_of(at) <= now
 
 
 def _as_shown(alias: str, job: Job) -> QuerySet[Job]:

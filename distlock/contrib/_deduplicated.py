@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from celery import Task
 from celery._state import get_current_task
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
 from celery.signals import task_failure, task_retry, task_revoked
 from celery.utils.time import maybe_make_aware
 from django.core.exceptions import ImproperlyConfigured
@@ -36,7 +36,7 @@ from kombu.utils import json as messages
 
 from .. import outbox, receipts
 from ..backends.base import Pinned
-from ..connections import in_transaction
+from ..connections import in_transaction, refresh
 from ..events import log
 from ..exceptions import AlreadyHeld, LockBusy
 from ..leases import Lease
@@ -103,14 +103,15 @@ class _Message(Delivery):
         with ExitStack() as block:
             block.enter_context(self.named_as_holder())
             try:
-                lease = block.enter_context(held)
-                job = self._start(lease)
-            except AlreadyHeld as error:
-                if self.queued:
-                    raise  # the thread was left with a lease that is not ours
-                return self._busy(error)
-            except (LockBusy, Pinned) as error:
-                return self._busy(error)
+                try:
+                    lease = block.enter_context(held)
+                    job = self._start(lease)
+                except AlreadyHeld as error:
+                    if self.queued:
+                        raise  # the thread was left with a lease that is not ours
+                    return self._busy(error)
+                except (LockBusy, Pinned) as error:
+                    return self._busy(error)
             except (OperationalError, InterfaceError) as error:
                 if self.queued:
                     self.again(error, LONGEST_PAUSE)  # the database will answer again
@@ -169,6 +170,8 @@ class _Message(Delivery):
         except Retry:
             raise
         except Exception:
+            self.request.distlock_counted_on = True
+            refresh(connections[self.alias])
             if not outbox.unsent(self.alias, self.job_key, self.request.id):
                 raise
             text = "job_unpublished key=%r: left to resend_jobs"
@@ -203,12 +206,17 @@ class _Message(Delivery):
 
 
 @task_failure.connect(weak=False)
-def _failed(sender: Any = None, **_: Any) -> None:
+def _failed(sender: Any = None, exception: Any = None, **_: Any) -> None:
+    """Free the key, unless it is another process that was killed, or the run is counted on."""
     request: Any = getattr(sender, "request", None)
     message = getattr(request, "distlock_message", None)
     if message is not None:
         message.settle("done")
-    elif header := (getattr(request, "headers", None) or {}).get(HEADER):
+        return
+    if isinstance(exception, WorkerLostError) or getattr(request, "distlock_counted_on", False):
+        return
+    if header := (getattr(request, "headers", None) or {}).get(HEADER):
+        refresh(connections[header["using"]])
         _free(header["using"], header["key"], request.id, running=False)  # before it had started
 
 

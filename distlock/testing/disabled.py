@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import places, signals
-from ..backends.base import Backend, Claim, Grant, Held, Holder, holder_of
+from ..backends.base import Backend, Claim, Grant, Held, Holder, Unlock, holder_of
 from ..backends.stats import LockStats
 from ..events import log
 from ..exceptions import LockError
@@ -97,6 +97,9 @@ class AllGranted(Backend):
                 name=held.name,
             )
         return True
+
+    def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
+        return Unlock.GONE if self.held.pop(held.owner, None) is None else Unlock.FREED
 
     def guard(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
         return True

@@ -262,6 +262,7 @@ def test_a_lost_message_is_published_again_under_its_id(
     assert f"Queued again as {first.id}" in LogEntry.objects.get().get_change_message()
 
 
+@pytest.mark.usetz
 @pytest.mark.parametrize("form", ["datetime", "text"])
 def test_an_expires_that_has_passed_does_not_throw_the_message_away(
     client: Client, sync: Any, queue: Queue, form: str

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from celery import Celery, Task, shared_task
 from celery.app.trace import trace_task
-from celery.exceptions import Ignore, Reject, Retry
-from celery.signals import task_revoked
+from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
+from celery.signals import task_failure, task_revoked
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, OperationalError, connection, transaction
@@ -840,6 +840,55 @@ def test_a_message_that_cannot_go_back_to_the_queue_is_left_to_resend_jobs(
     assert job.unpublished_since is not None
     call_command("resend_jobs", older_than=0)
     assert queue.work() == "x"
+
+
+@pytest.mark.vendor("postgresql")  # InnoDB waits until nobody shares the row any more
+@with_all_apps
+def test_a_run_that_a_transaction_counts_on_is_left_to_resend_jobs(
+    sync: Any, queue: Queue, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise ConnectionRefusedError("the broker is down")
+
+    sent = enqueue_once(sync, (1,), {"note": "x"})
+    with transaction.atomic(), monkeypatch.context() as patch:
+        assert not enqueue_once(sync, (1,), {"note": "x"}).created
+        patch.setattr(app.amqp, "send_task_message", refuse)
+        in_thread(queue.work)
+    assert (state(), queue.ids()) == ("queued", [])
+    call_command("resend_jobs", older_than=0)
+    message = queue.take()
+    assert message.headers["id"] == sent.result.id
+    assert queue.work(message) == "x"
+
+
+@transactional
+def test_a_database_that_goes_away_under_a_busy_lock_is_asked_again(
+    sync: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any) -> bool:
+        monkeypatch.undo()
+        raise OperationalError("the server has gone away")
+
+    enqueue_once(sync, (1,), {"note": "x"})
+    monkeypatch.setattr(outbox, "is_wanted", gone)
+    with lock(f"once:{Job.objects.get().key}"):
+        assert isinstance(in_thread(queue.work), Retry)
+    assert state() == "queued"
+    assert queue.work() == "x"
+
+
+@transactional
+def test_a_worker_that_was_killed_frees_nothing(sync: Any, queue: Queue) -> None:
+    """Its message may be in the queue again; and this is said in the worker's main process."""
+    enqueue_once(sync, (1,))
+    message = queue.take()
+    sync.push_request(id=message.headers["id"], headers=message.headers)
+    try:
+        task_failure.send(sender=sync, task_id=message.headers["id"], exception=WorkerLostError())
+    finally:
+        sync.pop_request()
+    assert state() == "queued"
 
 
 @with_all_apps
