@@ -193,9 +193,9 @@ def test_a_batch_that_is_too_large_for_the_trust_that_is_left_is_made_smaller() 
             raise OperationalError("it took too long")
         return real(on, held, *more, **options)
 
-    with instead_of("renew", slow), fleet(ttl=9, count=3000) as made:
+    with instead_of("renew", slow), fleet(ttl=30, count=3000) as made:
         since = made.make_due()
-        assert eventually(lambda: made.renewed(since), 9)
+        assert eventually(lambda: made.renewed(since), 25)
         assert not made.told
 
 

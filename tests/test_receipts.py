@@ -62,7 +62,7 @@ def test_only_the_key_is_indexed_and_what_receipts_never_change() -> None:
     with connection.cursor() as cursor:
         found = connection.introspection.get_constraints(cursor, TABLE)
     indexed = [tuple(one["columns"]) for one in found.values() if one["index"] or one["unique"]]
-    assert set(indexed) - {("id",)} == {("key",), ("unpublished_since",)}
+    assert set(indexed) - {("id",)} == {("key",), ("task_id",), ("unpublished_since",)}
     assert indexed.count(("key",)) == 1, "PostgreSQL has one for LIKE besides"
 
 

@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from .. import receipts
 from ..deadlines import LONGEST, jitter, seconds
 from ..events import log
-from ..exceptions import LockBusy, LockError
+from ..exceptions import LockBusy, LockError, LockLost
 from ..fields import json_of
 from ..leases import Lease
 from ..locks import Lock, lock
@@ -153,7 +153,7 @@ class Leader(Scheduler):
         due. What cannot be sent at all is logged and passed over, as beat does.
         """
         assert self.lease is not None
-        self.lease.renew()
+        self._prove(self.lease)
         given = entry.options or {}
         headers = {TICK: self._tick.at.isoformat(), ENTRY: entry.name}
         headers = {**(given.get("headers") or {}), **headers}
@@ -168,6 +168,15 @@ class Leader(Scheduler):
         finally:
             entry.options = given
         self.remember(str(entry.name))
+
+    def _prove(self, lease: Lease) -> None:
+        """Raise `LockLost` unless this beat provably leads."""
+        try:
+            lease.renew()
+        except LockLost:
+            raise
+        except LockError:  # somebody, such as this beat's own keeper, has the row for a moment
+            lease.check()
 
     @contextmanager
     def guarded(self) -> Iterator[Lease]:

@@ -16,11 +16,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
 
-from distlock import lock, signals
+from distlock import LockError, lock, signals
 from distlock.backends import backend_for
 from distlock.contrib import _ticks
 from distlock.contrib._ticks import tick_of
 from distlock.contrib.beat import SingleBeatScheduler
+from distlock.leases import Lease
 from distlock.models import Job
 from tests.contrib.world import NAME, START, Dies, World, elsewhere, pause_keeper
 from tests.waiters import calls_of
@@ -295,6 +296,20 @@ def test_a_leader_that_was_paused_in_the_middle_sends_a_twin_and_notes_nothing(
         other(world.run, two, 6)
         assert world.ticks() == ["a 40"]
         other(two.close)
+    one.close()
+
+
+def test_a_row_that_somebody_has_for_a_moment_is_no_reason_to_stand_down(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def renew(lease: Lease) -> None:
+        raise LockError("a running transaction has its row locked. It still is yours")
+
+    world.every(a=10)
+    one = world.beat()
+    monkeypatch.setattr(Lease, "renew", renew)
+    world.run(one, 25)
+    assert world.ticks() == ["a 10", "a 20"]
     one.close()
 
 
