@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from django.db import DatabaseError, connection, connections, transaction
 from django.dispatch import Signal
 
@@ -283,3 +284,6 @@ def before(work: Work) -> None:
             lease.release()
     finally:
         lease.release()  # after a rollback it is ours again
+
+
+forms = pytest.mark.parametrize("form", [inside, atomic, before])

@@ -15,9 +15,7 @@ from tests.cuts import (
     Disturbed,
     Form,
     Work,
-    atomic,
-    before,
-    inside,
+    forms,
     sweep,
     warm,
 )
@@ -30,9 +28,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("nothing_is_lost"),
 ]
-
-
-forms = pytest.mark.parametrize("form", [inside, atomic, before])
 
 
 def close_if_it_broke_unseen(work: Work, cut: Disturbed) -> None:

@@ -23,6 +23,7 @@ from tests.cuts import (
     before,
     beside,
     eventually,
+    forms,
     fresh_name,
     inside,
     warm,
@@ -36,9 +37,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("nothing_is_lost"),
 ]
-
-
-forms = pytest.mark.parametrize("form", [inside, atomic, before])
 
 
 # -- a COMMIT that is late ---------------------------------------------------------------------

@@ -286,12 +286,7 @@ def test_what_is_wrong_on_postgresql_is_found_and_nothing_else(
     code: Code,
     said: str,
 ) -> None:
-    with seeded(server, *seed):
-        assert until(lambda: [said in finding.message for finding in diagnose(ALIAS)] == [True])
-        [finding] = diagnose(ALIAS)
-        assert finding.code is code
-        assert finding.remedy
-    assert until(lambda: diagnose(ALIAS) == [])
+    finds_just(code, said, server, seed)
 
 
 def until(check: Callable[[], bool]) -> bool:
@@ -301,6 +296,16 @@ def until(check: Callable[[], bool]) -> bool:
         connections[ALIAS].close()
         time.sleep(0.05)
     return check()
+
+
+def finds_just(code: Code, said: str, server: Server, seed: tuple[list[str], list[str]]) -> None:
+    """One finding while the server is like that, and none afterwards."""
+    with seeded(server, *seed):
+        assert until(lambda: [said in finding.message for finding in diagnose(ALIAS)] == [True])
+        [finding] = diagnose(ALIAS)
+        assert finding.code is code
+        assert finding.remedy
+    assert until(lambda: diagnose(ALIAS) == [])
 
 
 @on_postgresql
@@ -410,12 +415,7 @@ def test_what_is_wrong_on_mariadb_is_found_and_nothing_else(
     code: Code,
     said: str,
 ) -> None:
-    with seeded(server, *seed):
-        [finding] = diagnose(ALIAS)
-        assert finding.code is code
-        assert said in finding.message
-        assert finding.remedy
-    assert diagnose(ALIAS) == []
+    finds_just(code, said, server, seed)
 
 
 @on_mysql

@@ -20,6 +20,7 @@ from celery import Celery
 from django.db import connections
 
 from tests.contrib import celery_app
+from tests.contrib.in_memory import Queue, app_in_memory
 from tests.contrib.rabbitmq_server import RabbitMQ
 from tests.contrib.redis_server import Redis
 from tests.contrib.world import World
@@ -153,6 +154,17 @@ def worker(shared_worker: Worker, transactional_db: None) -> Worker:
     with celery_app.record() as connection:
         connection.flushdb()
     return shared_worker
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    with app_in_memory() as app:
+        yield app
+
+
+@pytest.fixture
+def queue(app: Celery) -> Queue:
+    return Queue(app)
 
 
 @pytest.fixture

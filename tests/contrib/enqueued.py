@@ -19,24 +19,25 @@ def import_feed(self: Task[Any, Any], feed: int, seconds: float = 0) -> str:
     return f"feed {feed}"
 
 
+def crash_at_first(task: Task[Any, Any]) -> str:
+    work(0, id=task.request.id)
+    if starts() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
 @shared_task(bind=True, acks_late=True, reject_on_worker_lost=True)
 @deduplicated
 def crash_late(self: Task[Any, Any]) -> str:
     """Be redelivered."""
-    work(0, id=self.request.id)
-    if starts() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "done"
+    return crash_at_first(self)
 
 
 @shared_task(bind=True)
 @deduplicated
 def crash_early(self: Task[Any, Any]) -> str:
     """Be lost: the message is gone when the task begins."""
-    work(0, id=self.request.id)
-    if starts() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "done"
+    return crash_at_first(self)
 
 
 @shared_task(bind=True)

@@ -18,6 +18,7 @@ from celery_singleton import Singleton
 
 import distlock.contrib.celery_once
 import distlock.contrib.celery_singleton  # noqa: F401  (so that a worker's main process knows them)
+from distlock.models import DistributedLock
 from tests.contrib.celery_app import app, note, noted
 
 QUEUE = "queued"
@@ -55,6 +56,16 @@ def wait_until(check: Callable[[], Any], limit: float = LIMIT) -> None:
     while not check():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def held() -> list[str]:
+    """The names of the keys that are taken."""
+    rows = DistributedLock.objects.using("default").exclude(owner="").order_by("name")
+    return list(rows.values_list("name", flat=True))
+
+
+def until_free() -> None:
+    wait_until(lambda: not held())
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from distlock.contrib.celery import deduplicated, enqueue_once
 from distlock.models import DistributedLock, Job
 from distlock.states import microseconds
 from tests.conformance.rows import query, session
-from tests.contrib.test_enqueue import Private, Queue
+from tests.contrib.in_memory import Queue
 from tests.support import eventually
 from tests.test_admin import browser, text
 
@@ -32,22 +32,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 servers = pytest.mark.vendor("postgresql", "mysql")
 
 LIST = "/admin/distlock/job/"
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Private("admin", broker="memory://", backend="cache+memory://", set_as_current=False)
-    app.conf.broker_connection_retry = False
-    app.set_current()
-    with app.connection_for_write() as opened:
-        opened.default_channel.queue_declare("celery")
-    yield app
-    app.close()
-
-
-@pytest.fixture
-def queue(app: Celery) -> Queue:
-    return Queue(app)
 
 
 @pytest.fixture

@@ -279,16 +279,9 @@ def test_a_leader_that_was_paused_in_the_middle_sends_a_twin_and_notes_nothing(
     world.every(a=10)
     one = world.beat()
     world.run(one, 10 - 1e-3)
-    apply_async = one.apply_async
     with elsewhere() as other:
         two = world.beat()
-
-        def late(entry: Any, **how: Any) -> Any:
-            world.take_away()
-            other(world.run, two, 25)
-            return apply_async(entry, **how)
-
-        monkeypatch.setattr(one, "apply_async", late)
+        world.pause_while_it_sends(one, lambda: other(world.run, two, 25))
         world.run(one, 0.5)
         sent = world.sent()
         assert [at for _, at, _ in sent] == ["10", "20", "30", "10"]

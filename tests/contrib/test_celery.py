@@ -32,23 +32,6 @@ transactional = pytest.mark.django_db(transaction=True)
 MOMENT = datetime(2024, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 
 
-class Private(Celery):
-    """An app whose tasks are not shared with every other one."""
-
-    def task(self, *args: Any, **options: Any) -> Any:
-        return super().task(*args, **{"shared": False} | options)
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    """An app whose queue is in this process."""
-    app = Private("unit", broker="memory://", backend="cache+memory://", set_as_current=False)
-    with app.connection_for_write() as channel:
-        yield app
-        channel.default_channel.queue_purge("celery")
-    app.close()
-
-
 @contextmanager
 def held(name: str, **how: Any) -> Iterator[None]:
     """Hold a lock in another thread: in this one it would be nesting."""

@@ -12,10 +12,9 @@ from django.db import transaction
 
 from distlock.contrib import celery_once
 from distlock.contrib.celery_once import DatabaseBackend
-from distlock.models import DistributedLock
 from tests.contrib import queued
 from tests.contrib.conftest import Worker
-from tests.contrib.queued import eagerly, result_of, wait_for, wait_until
+from tests.contrib.queued import eagerly, held, result_of, until_free, wait_for, wait_until
 from tests.support import in_thread
 
 pytestmark = [
@@ -24,15 +23,6 @@ pytestmark = [
 ]
 workers = pytest.mark.vendor("postgresql")
 """The statements are tried everywhere; what workers do with them need not be."""
-
-
-def held() -> list[str]:
-    rows = DistributedLock.objects.using("default").exclude(owner="").order_by("name")
-    return list(rows.values_list("name", flat=True))
-
-
-def until_free() -> None:
-    wait_until(lambda: not held())
 
 
 # -- what its users know -------------------------------------------------------------------------

@@ -15,10 +15,9 @@ from kombu.exceptions import OperationalError
 
 from distlock.contrib import celery_singleton
 from distlock.contrib.celery_singleton import DatabaseBackend
-from distlock.models import DistributedLock
 from tests.contrib import celery_app, queued
 from tests.contrib.conftest import Worker
-from tests.contrib.queued import eagerly, result_of, wait_for, wait_until
+from tests.contrib.queued import eagerly, held, result_of, until_free, wait_for, wait_until
 from tests.support import in_thread, row
 
 pytestmark = [
@@ -33,15 +32,6 @@ workers = pytest.mark.vendor("postgresql")
 def backend() -> Iterator[DatabaseBackend]:
     yield DatabaseBackend("redis://is.not.read")
     celery_singleton._unpublished.ids.clear()
-
-
-def held() -> list[str]:
-    rows = DistributedLock.objects.using("default").exclude(owner="").order_by("name")
-    return list(rows.values_list("name", flat=True))
-
-
-def until_free() -> None:
-    wait_until(lambda: not held())
 
 
 # -- what its users know -------------------------------------------------------------------------

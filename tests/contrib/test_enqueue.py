@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, shared_task
-from celery.app.trace import trace_task
 from celery.exceptions import Ignore, Reject, Retry, WorkerLostError
 from celery.signals import task_failure, task_revoked
 from django.core.exceptions import ImproperlyConfigured
@@ -25,6 +24,7 @@ from distlock import LockBusy, LockError, lock, outbox
 from distlock.backends import backend_for
 from distlock.contrib.celery import deduplicated, enqueue_once, single_instance
 from distlock.models import Job
+from tests.contrib.in_memory import Private, Queue
 from tests.isolation import set_level, snap
 from tests.support import eventually, in_thread, other_session
 
@@ -32,60 +32,6 @@ from tests.support import eventually, in_thread, other_session
 transactional = pytest.mark.django_db(transaction=True, available_apps=["distlock", "tests.app"])
 with_all_apps = pytest.mark.django_db(transaction=True)
 servers = pytest.mark.vendor("postgresql", "mysql")  # SQLite has one writer at a time
-
-
-class Private(Celery):
-    """An app whose tasks are not shared with every other one."""
-
-    def task(self, *args: Any, **options: Any) -> Any:
-        return super().task(*args, **{"shared": False} | options)
-
-
-class Queue:
-    """The app's queue, served by hand."""
-
-    def __init__(self, app: Celery) -> None:
-        self.app = app
-        self.ran: list[Any] = []
-        with self.app.connection_for_read() as opened:
-            opened.default_channel.queue_purge("celery")
-
-    def take(self) -> Any:
-        with self.app.connection_for_read() as opened:
-            return opened.default_channel.basic_get("celery", no_ack=True)
-
-    def ids(self) -> list[str]:
-        """The ids in the queue, which is empty afterwards."""
-        found = []
-        while (message := self.take()) is not None:
-            found.append(message.headers["id"])
-        return found
-
-    def work(self, message: Any = None) -> Any:
-        """Run one message as a worker does, and return the result, or the exception."""
-        message = message or self.take()
-        assert message is not None, "the queue is empty"
-        args, kwargs, _ = message.decode()
-        task: Any = self.app.tasks[message.headers["task"]]
-        request = dict(message.headers, delivery_info={}, is_eager=False, called_directly=False)
-        returned = trace_task(task, message.headers["id"], args, kwargs, request, app=self.app)
-        return getattr(returned[1], "retval", returned[0])
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Private("unit", broker="memory://", backend="cache+memory://", set_as_current=False)
-    app.conf.broker_connection_retry = False
-    app.set_current()
-    with app.connection_for_write() as opened:
-        opened.default_channel.queue_declare("celery")
-    yield app
-    app.close()
-
-
-@pytest.fixture
-def queue(app: Celery) -> Queue:
-    return Queue(app)
 
 
 @pytest.fixture

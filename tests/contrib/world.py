@@ -33,6 +33,7 @@ class World:
     """The clock, the broker, and what was sent to it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
         self.seconds = START.timestamp()
         self.app = Celery("unit", broker="memory://", set_as_current=False)
         self.app.conf.update(result_expires=None, timezone="Europe/Berlin")
@@ -93,6 +94,17 @@ class World:
                 return False
 
         assert eventually(taken)
+
+    def pause_while_it_sends(self, one: Leader, meanwhile: Callable[[], object]) -> None:
+        """Let a leader lose its lock, and others go on, before its next message is sent."""
+        apply_async = one.apply_async
+
+        def late(entry: Any, **how: Any) -> Any:
+            self.take_away()
+            meanwhile()
+            return apply_async(entry, **how)
+
+        self._monkeypatch.setattr(one, "apply_async", late)
 
 
 def pause_keeper() -> None:
