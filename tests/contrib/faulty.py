@@ -81,6 +81,15 @@ def counted(self: Task[Any, Any], key: int, dies: str = "") -> str:
     return "done"
 
 
+@shared_task(bind=True, **LATE)
+@single_instance("followed:{key}", atomic=True, ttl=1.5)
+def followed(self: Task[Any, Any], key: int, seconds: float) -> None:
+    """Count its own id in the database; it may be killed anywhere."""
+    counter, _ = Counter.objects.get_or_create(name=self.request.id)
+    work(seconds, pid=os.getpid())
+    Counter.objects.filter(pk=counter.pk).update(value=F("value") + 1)
+
+
 @shared_task(soft_time_limit=1, time_limit=20)
 @single_instance("soft", ttl=30)
 def soft() -> str:
