@@ -44,7 +44,10 @@ class LockError(Exception):
 
 
 class LockBusy(LockError, TimeoutError):
-    """Somebody else holds the lock, and the wait is over. `waited` is in seconds."""
+    """Somebody else holds the lock, and the wait is over. `waited` is in seconds.
+
+    `holder` is `None` if it could not be told, or had gone by then.
+    """
 
     holder: Holder | None = None
     waited: float = 0.0
@@ -68,6 +71,8 @@ class AlreadyHeld(LockError):
 
 class LockLost(LockError, DatabaseError):
     """The lease ended before its holder was done. What was done since may have been done twice.
+
+    `token` is that of the lost lease, and `reason` says how it was lost.
 
     A `DatabaseError`, because any other exception that is raised while Django commits does not
     stop the commit on MariaDB and SQLite.

@@ -45,20 +45,22 @@ def once(
     not run and get the result that is stored. A body that raises leaves nothing behind: the next
     call runs.
 
-    key: 1 to 250 characters, compared exactly. In a decorator it may hold `{argument}` fields, or
-        be a callable that gets the bound arguments as a dict. Put in all that tells two jobs apart.
+    key: 1 to 250 characters (212 with `every`), compared exactly. In a decorator it may hold
+        `{argument}` fields, or be a callable that gets the bound arguments as a dict. Put in all
+        that tells two jobs apart.
     keep: how long the receipt counts, in seconds or as a `timedelta`.
     atomic: run the body in a transaction that commits together with the receipt: what it does in
         this database happens exactly once. `False`: at least once, and it must be for coroutines.
     wait: how long to wait for another call that is running (10); then `LockBusy`.
     ttl: how long its lock lasts after the last renewal (30): what a dead process holds others up.
     on_duplicate: "return" the stored result, "skip" and return `None`, or "raise" `JobDuplicate`.
-    every: once in each such span of time, counted from 1970 in UTC on the database's clock:
-        `timedelta(hours=1)` is once per hour. The receipt is kept at least that long.
+    every: once in each such span of time, at least a second, counted from 1970 in UTC on the
+        database's clock: `timedelta(hours=1)` is once per hour. The receipt is kept that long.
     using: the database alias.
 
     The result must be what JSON can express, with Django's encoder; else `TypeError`, and nothing
-    is committed. Raises `ValueError` or `TypeError` that names a bad argument.
+    is committed. A call raises `LockBusy` when the wait is over, `JobDuplicate` where that is asked
+    for, and what the body raises. Raises `ValueError` or `TypeError` that names a bad argument.
     """
     span = None if every is None else _checked_every(every)
     return Once(

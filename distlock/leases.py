@@ -105,8 +105,9 @@ class Lease:
     def renew(self, ttl: Seconds | None = None) -> None:
         """Extend the lease by its ttl from now, or by `ttl` seconds, which then is its ttl.
 
-        Raises `LockLost` if it has ended, even if nobody else has taken it, and `LockError` if a
-        running transaction has the row locked: then nothing has changed.
+        Where `min_hold` keeps the lock for longer than that anyway, nothing is done. Raises
+        `LockLost` if it has ended, even if nobody else has taken it; `LockError` if a running
+        transaction has the row locked: then nothing has changed; and what the database raises.
         """
         self.check()
         term = self._term
@@ -169,7 +170,8 @@ class Lease:
 
         Inside a transaction on the lock's database the lock stays held until that has ended; if
         it rolls back, a lease that was taken before it is held again. Raises `LockLost` if the
-        lease was lost: what was done under it may have been done twice.
+        lease was lost: what was done under it may have been done twice. Where the database does
+        not answer, outside a transaction, the keeper finishes it.
         """
         try:
             with self._mutex:

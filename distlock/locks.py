@@ -69,10 +69,11 @@ def lock(
     fair: first come, first served, across processes, among those who wait with `fair=True`; others
         may overtake them. Each wait costs a few statements more.
     min_hold: keep the lock at least this long after it was acquired, even if released sooner.
-    max_hold: stop renewing after this long.
+    max_hold: stop renewing after this long: the lock is free at most `ttl` later, unless a
+        transaction holds it.
     crash_safe: `False` lets the grant be forgotten if the database server crashes.
     on_busy: in a decorator, "raise" `LockBusy` or "skip" the call and return `None`.
-    note: free text for people who look at the lock.
+    note: free text, at most 255 characters, for people who look at the lock.
     using: the database alias.
 
     Raises `ValueError` or `TypeError` that names the argument.
@@ -124,7 +125,9 @@ class Lock:
         """Return a lease, waiting up to `wait` seconds (default: the lock's own).
 
         The caller must release it. Raises `LockBusy` when the wait is over, `AlreadyHeld` if this
-        thread or task has the lock, and what the database raises if it cannot be asked.
+        thread or task has the lock, what the database raises if it cannot be asked, `TypeError`
+        with `atomic=True` or a name that needs a call's arguments, and `ImproperlyConfigured`
+        without the app or with bad settings.
 
         Inside a REPEATABLE READ or SERIALIZABLE transaction it raises `LockError`, for what that
         reads may be older than the lock. Their level is known once per connection; one that is set
@@ -134,7 +137,10 @@ class Lock:
         return self._acquire(wait_of(wait))
 
     def try_acquire(self) -> Lease | None:
-        """Return a lease if the lock is free now, else `None`. The caller must release it."""
+        """Return a lease if the lock is free now, else `None`. The caller must release it.
+
+        Raises what `acquire` raises, but for `LockBusy`.
+        """
         self.refuse_atomic("try_acquire()")
         deadline = Deadline(0)
         lease = Acquisition(self, deadline).run()
@@ -143,7 +149,10 @@ class Lock:
         return lease
 
     def holder(self) -> Holder | None:
-        """Return who holds the lock now, or `None`."""
+        """Return who holds the lock now, or `None`. Raises what the database raises.
+
+        While only `min_hold` keeps it, that is a `Holder` whose `owner` is empty.
+        """
         name, alias = self.literal_name, self.alias
         where = place(alias)
         holder = where.backend.holder
@@ -174,7 +183,7 @@ class Lock:
         return lease
 
     async def aholder(self) -> Holder | None:
-        """Return who holds the lock now, or `None`."""
+        """Return who holds the lock now, or `None`; see `holder`."""
         return await sync_to_async(self.holder)()
 
     async def astats(self) -> LockStats | None:

@@ -1,4 +1,4 @@
-"""Django's own tasks: one run at a time, or one run ever, with the same lock as everywhere else.
+"""Django's own tasks: one run at a time, or one per key, with the same lock as everywhere else.
 
     @task()
     @single_instance
