@@ -81,9 +81,9 @@ def counted(self: Task[Any, Any], key: int, dies: str = "") -> str:
     return "done"
 
 
-@shared_task(bind=True, **LATE)
+@shared_task(base=Mortal, bind=True, **LATE)
 @single_instance("followed:{key}", atomic=True, ttl=1.5)
-def followed(self: Task[Any, Any], key: int, seconds: float) -> None:
+def followed(self: Task[Any, Any], key: int, seconds: float, dies: str = "") -> None:
     """Count its own id in the database; it may be killed anywhere."""
     counter, _ = Counter.objects.get_or_create(name=self.request.id)
     work(seconds, pid=os.getpid())
