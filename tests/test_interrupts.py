@@ -41,7 +41,7 @@ TRACED = (
 UNTRACED = ("allow_thread_sharing", "validate_thread_sharing", "run_and_clear_commit_hooks")
 """A tracer can raise between a mutex and the `with` that holds it, where no signal handler runs.
 What comes while the callbacks run is theirs: Django gives up the later ones."""
-RANDOM_INSTANTS = 400
+RANDOM_INSTANTS = 160
 
 
 class Run:
