@@ -59,6 +59,8 @@ def in_transaction(connection: BaseDatabaseWrapper) -> bool:
 def refresh(connection: BaseDatabaseWrapper, idle: float = math.inf) -> None:
     """Close a connection that was idle for so many seconds, if somebody has closed it already.
 
+    Without `idle` it may have been so for long.
+
     A server, or something in between, does so with what has nothing to do for long. In a
     transaction it is left alone.
     """

@@ -113,7 +113,7 @@ def again(alias: str, job: Job, way: Way) -> Job | None:
         }
     else:
         if _has_passed(arguments["options"].get("expires"), now):
-            if (latest := _locked(alias, job)) is None:
+            if (latest := _latest(alias, job)) is None:
                 return None
             values["arguments"] = _without_expires(latest.arguments)
         values["expires_at"] = max(values["expires_at"], job.expires_at)
@@ -124,7 +124,7 @@ def again(alias: str, job: Job, way: Way) -> Job | None:
     return job
 
 
-def _locked(alias: str, job: Job) -> Job | None:
+def _latest(alias: str, job: Job) -> Job | None:
     """Return the row as it is, with the arguments that a call has replaced meanwhile."""
     skip = connections[alias].features.has_select_for_update_skip_locked
     return _as_shown(alias, job).select_for_update(skip_locked=skip).first()

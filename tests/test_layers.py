@@ -19,7 +19,7 @@ pytestmark = pytest.mark.vendor("sqlite")
 LAYERS = {
     "edge": "apps admin states listing releases reruns checks doctor testing management contrib",
     "API": "arguments locks acquisitions turns leases decorators places hooks transactions atomics "
-    "jobs calls outbox fencing",
+    "jobs calls outbox orders fencing",
     "engine": "keeper waiting lookout queues ears errands background connections contexts limits "
     "terms longholds",
     "store": "backends fields models migrations receipts",

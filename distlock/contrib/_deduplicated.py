@@ -20,10 +20,11 @@ import inspect
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from celery import Task
 from celery._state import get_current_task
@@ -37,11 +38,12 @@ from kombu.utils import json as messages
 from .. import outbox, receipts
 from ..backends.base import Pinned
 from ..connections import in_transaction, refresh
+from ..deadlines import Deadline, jitter
 from ..events import log
 from ..exceptions import AlreadyHeld, LockBusy
 from ..leases import Lease
 from ..locks import lock
-from ._deliveries import Delivery
+from ._deliveries import PAUSE, Delivery
 from ._enqueue import HEADER
 from ._functions import refuse
 from ._orders import MARK
@@ -54,6 +56,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LONGEST_PAUSE = 15.0
+PERSISTENCE = 30.0
+"""Seconds that a worker goes on with a message that only it has, and that it cannot get rid of."""
 
 
 def deduplicated(function: Callable[P, R]) -> Callable[P, Any]:
@@ -103,15 +107,14 @@ class _Message(Delivery):
         with ExitStack() as block:
             block.enter_context(self.named_as_holder())
             try:
-                try:
-                    lease = block.enter_context(held)
-                    job = self._start(lease)
-                except AlreadyHeld as error:
-                    if self.queued:
-                        raise  # the thread was left with a lease that is not ours
-                    return self._busy(error)
-                except (LockBusy, Pinned) as error:
-                    return self._busy(error)
+                lease = block.enter_context(held)
+                job = self._start(lease)
+            except AlreadyHeld as error:
+                if self.queued:
+                    raise  # the thread was left with a lease that is not ours
+                return self._busy(error)
+            except (LockBusy, Pinned) as error:
+                return self._busy(error)
             except (OperationalError, InterfaceError) as error:
                 if self.queued:
                     self.again(error, LONGEST_PAUSE)  # the database will answer again
@@ -164,30 +167,56 @@ class _Message(Delivery):
             log(logging.WARNING, "job_unsettled key=%r", key=self.job_key, exc_info=True)
 
     def again(self, error: Exception, left: float) -> None:
-        """Send this message again. Raises `Retry`, or `Ignore` if that is left to `resend_jobs`."""
-        try:
-            super().again(error, left)
-        except Retry:
-            raise
-        except Exception:
-            self.request.distlock_counted_on = True
-            refresh(connections[self.alias])
-            if not outbox.unsent(self.alias, self.job_key, self.request.id):
+        """Send this message again, or see to it that somebody does; see `unsent`."""
+        deadline = Deadline(PERSISTENCE)
+        while True:
+            try:
+                super().again(error, left)
+            except (Retry, Ignore, Reject):
                 raise
+            except Exception:
+                if not deadline.left:
+                    raise
+            time.sleep(jitter(PAUSE))
+
+    def unsent(self, refused: Exception) -> NoReturn:
+        """Leave a message that could not be sent to `resend_jobs`, or else to the broker.
+
+        Raises `Ignore` or `Reject`, or what the sending has raised.
+        """
+        self.request.distlock_unsent = True  # its key is not free, should this fail
+        try:
+            refresh(connections[self.alias])
+            noted = outbox.unsent(self.alias, self.job_key, self.request.id)
+            lost = not noted and self._is_wanted()
+        except Error:
+            noted, lost = False, True
+        if lost:
+            super().unsent(refused)
+        if noted:
             text = "job_unpublished key=%r: left to resend_jobs"
-            log(logging.WARNING, text, key=self.job_key, exc_info=True)
-            raise Ignore from error
+            log(logging.WARNING, text, key=self.job_key, exc_info=refused)
+        raise Ignore from refused
 
     # -- what does not run -----------------------------------------------------------------------
 
     def _busy(self, error: Any) -> Any:
         """Come again, or, where there is no queue, free the key and skip."""
-        if not outbox.is_wanted(self.alias, self.job_key, self.request.id):
+        if not self._is_wanted():
             return self._stale()
         if self.queued:
             self.again(error, LONGEST_PAUSE)
         outbox.free(self.alias, self.job_key, self.request.id)
         return skipped("busy", receipts.PREFIX + self.job_key, getattr(error, "holder", None))
+
+    def _is_wanted(self) -> bool:
+        """Whether it has something to start, as far as is known: one too many does no harm."""
+        try:
+            return outbox.is_wanted(self.alias, self.job_key, self.request.id)
+        except (OperationalError, InterfaceError):
+            if self.queued:
+                return True
+            raise
 
     def _stale(self) -> dict[str, Any]:
         lock_name = receipts.PREFIX + self.job_key
@@ -207,13 +236,16 @@ class _Message(Delivery):
 
 @task_failure.connect(weak=False)
 def _failed(sender: Any = None, exception: Any = None, **_: Any) -> None:
-    """Free the key, unless it is another process that was killed, or the run is counted on."""
+    """Free the key, unless its message may still come, or should have: somebody may count on it.
+
+    A process that was killed may have sent it again before it died.
+    """
     request: Any = getattr(sender, "request", None)
     message = getattr(request, "distlock_message", None)
     if message is not None:
         message.settle("done")
         return
-    if isinstance(exception, WorkerLostError) or getattr(request, "distlock_counted_on", False):
+    if isinstance(exception, WorkerLostError) or getattr(request, "distlock_unsent", False):
         return
     if header := (getattr(request, "headers", None) or {}).get(HEADER):
         refresh(connections[header["using"]])

@@ -9,7 +9,8 @@ retry or a redelivery in the mode "skip" that meets another's run. It keeps its 
 retries; a header counts instead. The next try comes after 1, 2, 4.. seconds, or when the lease ends
 if that is sooner: a holder may be done early, and a dead one is gone then. It never comes later
 than half the broker's visibility timeout: a message that waits longer in a worker is delivered
-once more, and each of the two would be sent again.
+once more, and each of the two would be sent again. One that cannot be sent is given back to the
+broker, if that still has it: it was to be acknowledged late.
 
 A min_hold is for other task ids. The row keeps the name of its last holder, so that a task passes
 its own and runs, if it is not done.
@@ -33,14 +34,15 @@ that has published its own id again, with `self.retry(throw=False)`: its next ru
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Task
 from celery.app.task import Context
-from celery.exceptions import Retry
+from celery.exceptions import Reject, Retry
 from celery.states import SUCCESS
 from django.db import Error, connections, transaction
 
@@ -56,6 +58,8 @@ from ._canonical import fitting
 KEEP = 86400.0
 """Seconds that a task id is remembered."""
 LONGEST_DELAY = 60.0
+PAUSE = 1.0
+"""Seconds between two tries to send a message, or to have it noted that it could not be."""
 HEADER = "distlock_again"
 IN_BODY = "distlock_in_body"
 
@@ -110,15 +114,31 @@ class Delivery:
         return bool(self.queued and holder and not holder.owner and self.is_holder(holder))
 
     def again(self, error: Exception, left: float) -> None:
-        """Send this message again like `Task.retry`, but do not count it as one. Raises `Retry`."""
+        """Send this message again like `Task.retry`, but do not count it as one.
+
+        Raises `Retry`; or `Reject` if it cannot be sent, and the broker gives it out once more.
+        """
         soon = 2.0 ** min(self.sent_again, 10)
         delay: Any = max(0.1, jitter(min(soon, left, LONGEST_DELAY, self._visible_for / 2)))
         headers = {**(self.request.headers or {}), HEADER: self.sent_again + 1}
         signature = self.task.signature_from_request(
             self.request, countdown=delay, retries=self.request.retries, headers=headers
         )
-        signature.apply_async()
+        try:
+            signature.apply_async()
+        except Exception as refused:
+            self.unsent(refused)
         raise Retry(exc=error, when=delay, sig=signature) from error
+
+    def unsent(self, refused: Exception) -> NoReturn:
+        """Give a message that could not be sent back to the broker, if that still has it.
+
+        Raises `Reject` then, or else what the sending has raised.
+        """
+        if not self.task.acks_late:
+            raise refused
+        time.sleep(jitter(PAUSE))  # it may come back at once
+        raise Reject(refused, requeue=True) from refused
 
     @property
     def _visible_for(self) -> float:

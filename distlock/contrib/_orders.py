@@ -23,7 +23,7 @@ from ..connections import in_transaction
 from ..deadlines import Seconds, seconds
 from ..decorators import Key
 from ..jobs import LONGEST_KEY
-from ..outbox import Order, Until
+from ..orders import Order, Until
 from ._canonical import canonical_name, fitting
 
 MARK = "distlock_deduplicated"

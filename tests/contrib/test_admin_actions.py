@@ -18,7 +18,7 @@ from django.db import connection, transaction
 from django.test import Client
 from django.urls import reverse
 
-from distlock import lock, outbox
+from distlock import lock, outbox, reruns
 from distlock.backends.base import moment_of
 from distlock.contrib.celery import deduplicated, enqueue_once
 from distlock.models import DistributedLock, Job
@@ -265,6 +265,22 @@ def test_an_expires_that_has_passed_does_not_throw_the_message_away(
     assert message.headers["expires"] is None
     assert the_job().arguments["options"].keys() == {"priority"}
     assert queue.work(message) == 1
+
+
+def test_what_is_published_without_its_expires_has_the_latest_arguments(
+    sync: Any, queue: Queue
+) -> None:
+    """Somebody has replaced them, with a ttl that was over sooner, since the page was shown."""
+    enqueue_once(sync, (1,), expires=datetime.now(timezone.utc) + timedelta(seconds=60))
+    job = the_job()
+    job.arguments["options"]["expires"] = "1971-01-01T00:00:00Z"
+    job.save()
+    Job.objects.update(arguments={**job.arguments, "args": [2]})
+    with transaction.atomic():
+        queued = reruns.again("default", job, reruns.Way.PUBLISH)
+    assert queued is not None
+    assert queued.arguments["args"] == the_job().arguments["args"] == [2]
+    assert "expires" not in the_job().arguments["options"]
 
 
 def test_a_lock_that_a_task_holds_leads_to_its_job(sync: Any, app: Celery, queue: Queue) -> None:

@@ -16,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection
 from kombu.exceptions import OperationalError as BrokerError
 
-from distlock import LockError, lock, signals
+from distlock import LockError, LockLost, lock, signals
 from distlock.backends import backend_for
 from distlock.contrib import _ticks
 from distlock.contrib._ticks import tick_of
@@ -303,6 +303,26 @@ def test_a_row_that_somebody_has_for_a_moment_is_no_reason_to_stand_down(
     monkeypatch.setattr(Lease, "renew", renew)
     world.run(one, 25)
     assert world.ticks() == ["a 10", "a 20"]
+    one.close()
+
+
+def test_a_leader_whose_row_is_in_use_does_not_outlive_its_lease(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def renew(lease: Lease) -> None:
+        raise LockError("a running transaction has its row locked. It still is yours")
+
+    world.every(a=10)
+    one = world.beat()
+    world.run(one, 1)
+    lease = one.lease
+    assert lease is not None
+    monkeypatch.setattr(Lease, "renew", renew)
+    one._prove(lease)
+    world.take_away()
+    lease._term.lose("it was taken away")
+    with pytest.raises(LockLost):
+        one._prove(lease)
     one.close()
 
 

@@ -6,7 +6,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -20,13 +21,14 @@ from django.db import DatabaseError, OperationalError, connection, transaction
 from django.db.transaction import TransactionManagementError
 from django.test import TestCase
 
-from distlock import LockBusy, LockError, lock, outbox
+from distlock import LockBusy, LockError, lock, orders, outbox
 from distlock.backends import backend_for
 from distlock.contrib.celery import deduplicated, enqueue_once, single_instance
 from distlock.models import Job
 from tests.contrib.in_memory import Private, Queue
 from tests.isolation import set_level, snap
 from tests.support import eventually, in_thread, other_session
+from tests.test_signals import receiving
 
 # Only the tables of these apps are flushed, which is much faster than all.
 transactional = pytest.mark.django_db(transaction=True, available_apps=["distlock", "tests.app"])
@@ -149,14 +151,21 @@ def test_who_comes_meanwhile_waits_for_the_transaction(
 @servers
 @transactional
 def test_that_wait_is_bounded(sync: Any, queue: Queue, settings: Any) -> None:
-    settings.DISTLOCK = {"WAIT": 0.2}
+    settings.DISTLOCK = {"WAIT": 0.6}
+    told: list[tuple[str, bool]] = []
+
+    def tell(sender: Any, *, name: str, holder: Any, **_: Any) -> None:
+        told.append((name, holder is None))
+
     # Keys that no test has deleted: on InnoDB an insert over a row that is deleted, and not yet
     # cleared away, locks the gap beside it.
-    with transaction.atomic():
+    with transaction.atomic(), receiving("lock_busy", tell):
         enqueue_once(sync, (71,))
-        with pytest.raises(LockBusy, match="sync"):
+        with pytest.raises(LockBusy, match="sync") as raised:
             in_thread(lambda: enqueue_once(sync, (71,)))
         in_thread(lambda: enqueue_once(sync, (72,)))
+    assert told == [(raised.value.name, False)]  # once, however often it looked
+    assert raised.value.waited >= 0.6
 
 
 @servers
@@ -319,15 +328,15 @@ def test_a_run_sees_what_a_caller_whose_call_was_a_duplicate_has_committed(
 def test_a_run_that_begins_between_two_looks_is_none_to_count_on(
     sync: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, found = enqueue_once(sync, (1,)).result, outbox.Order._is_taken
+    first, found = enqueue_once(sync, (1,)).result, orders.Order._is_taken
 
     def is_taken(order: Any, job: Job) -> bool:
         taken = found(order, job)
-        monkeypatch.setattr(outbox.Order, "_is_taken", found)
+        monkeypatch.setattr(orders.Order, "_is_taken", found)
         in_thread(queue.work)
         return taken
 
-    monkeypatch.setattr(outbox.Order, "_is_taken", is_taken)
+    monkeypatch.setattr(orders.Order, "_is_taken", is_taken)
     with transaction.atomic():
         again = enqueue_once(sync, (1,))
     assert again.created
@@ -356,15 +365,15 @@ def test_a_run_that_ends_just_after_the_row_was_read_is_noticed(
     sync: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch, level: str, inside: bool
 ) -> None:
     with set_level(level):
-        first, find = enqueue_once(sync, (1,)).result, outbox.Order._find
+        first, find = enqueue_once(sync, (1,)).result, orders.Order._find
 
         def find_and_run(order: Any, **how: Any) -> Job | None:
             found = find(order, **how)
-            monkeypatch.setattr(outbox.Order, "_find", find)
+            monkeypatch.setattr(orders.Order, "_find", find)
             in_thread(queue.work)
             return found
 
-        monkeypatch.setattr(outbox.Order, "_find", find_and_run)
+        monkeypatch.setattr(orders.Order, "_find", find_and_run)
         with transaction.atomic() if inside else nullcontext():
             again = enqueue_once(sync, (1,), replace=not inside)  # which looks in its turn only
         monkeypatch.undo()
@@ -695,15 +704,27 @@ def test_a_revoked_message_frees_its_key(sync: Any, queue: Queue, terminated: bo
 # -- lost messages -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def down(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+@contextmanager
+def broker_down(app: Celery) -> Iterator[pytest.MonkeyPatch]:
     """The broker cannot be reached."""
 
     def refuse(*args: Any, **options: Any) -> Any:
         raise ConnectionRefusedError("the broker is down")
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app.amqp, "send_task_message", refuse)
+        yield patch
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("_deliveries", "_deduplicated"):
+        monkeypatch.setattr(f"distlock.contrib.{module}.PAUSE", 0.02)
+
+
+@pytest.fixture
+def down(app: Celery) -> Iterator[pytest.MonkeyPatch]:
+    with broker_down(app) as patch:
         yield patch
 
 
@@ -770,15 +791,11 @@ def test_a_message_that_fails_before_the_start_frees_its_key(
 
 @with_all_apps
 def test_a_message_that_cannot_go_back_to_the_queue_is_left_to_resend_jobs(
-    sync: Any, queue: Queue, app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    sync: Any, queue: Queue, app: Celery, caplog: Any
 ) -> None:
-    def refuse(*args: Any, **options: Any) -> Any:
-        raise ConnectionRefusedError("the broker is down")
-
     sent = enqueue_once(sync, (1,), {"note": "x"})
     job = Job.objects.get()
-    with lock(f"once:{job.key}"), monkeypatch.context() as patch:
-        patch.setattr(app.amqp, "send_task_message", refuse)
+    with lock(f"once:{job.key}"), broker_down(app):
         in_thread(queue.work)
     assert "left to resend_jobs" in caplog.text
     job.refresh_from_db()
@@ -788,24 +805,116 @@ def test_a_message_that_cannot_go_back_to_the_queue_is_left_to_resend_jobs(
     assert queue.work() == "x"
 
 
-@pytest.mark.vendor("postgresql")  # InnoDB waits until nobody shares the row any more
+@pytest.mark.vendor("postgresql")  # on InnoDB the row cannot say so while somebody shares it
 @with_all_apps
 def test_a_run_that_a_transaction_counts_on_is_left_to_resend_jobs(
-    sync: Any, queue: Queue, app: Celery, monkeypatch: pytest.MonkeyPatch
+    sync: Any, queue: Queue, app: Celery
 ) -> None:
-    def refuse(*args: Any, **options: Any) -> Any:
-        raise ConnectionRefusedError("the broker is down")
-
     sent = enqueue_once(sync, (1,), {"note": "x"})
-    with transaction.atomic(), monkeypatch.context() as patch:
+    with transaction.atomic():
         assert not enqueue_once(sync, (1,), {"note": "x"}).created
-        patch.setattr(app.amqp, "send_task_message", refuse)
-        in_thread(queue.work)
+        with broker_down(app):
+            in_thread(queue.work)
     assert (state(), queue.ids()) == ("queued", [])
     call_command("resend_jobs", older_than=0)
     message = queue.take()
     assert message.headers["id"] == sent.result.id
     assert queue.work(message) == "x"
+
+
+@pytest.mark.vendor("mysql")
+@with_all_apps
+def test_a_worker_goes_on_until_the_row_can_say_that_its_message_was_not_sent(
+    sync: Any, queue: Queue, app: Celery, short_pauses: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, unsent = [], outbox.unsent
+
+    def count(*which: Any) -> bool:
+        tries.append(which)
+        return unsent(*which)
+
+    enqueue_once(sync, (1,), {"note": "x"})
+    monkeypatch.setattr(outbox, "unsent", count)
+    with ThreadPoolExecutor(1) as pool, broker_down(app):
+        with transaction.atomic():
+            assert not enqueue_once(sync, (1,), {"note": "x"}).created
+            worker = pool.submit(in_thread, queue.work)
+            assert eventually(lambda: len(tries) >= 2)
+            assert not worker.done()
+        worker.result(30)
+    assert (state(), queue.ids()) == ("queued", [])
+    call_command("resend_jobs", older_than=0)
+    assert queue.work() == "x"
+
+
+@with_all_apps
+def test_a_database_that_is_down_with_the_broker_is_asked_again(
+    sync: Any, queue: Queue, app: Celery, short_pauses: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsent = outbox.unsent
+
+    def gone(*args: Any) -> bool:
+        monkeypatch.setattr(outbox, "unsent", unsent)
+        raise OperationalError("the server has gone away")
+
+    enqueue_once(sync, (1,), {"note": "x"})
+    monkeypatch.setattr(outbox, "unsent", gone)
+    with lock(f"once:{Job.objects.get().key}"), broker_down(app):
+        in_thread(queue.work)
+    assert outbox.unsent is unsent
+    assert Job.objects.get().unpublished_since is not None
+
+
+@transactional
+def test_what_nobody_can_be_told_of_keeps_its_key(
+    sync: Any, queue: Queue, app: Celery, short_pauses: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may count on the run: the next call sends it again, after the ttl."""
+    monkeypatch.setattr("distlock.contrib._deduplicated.PERSISTENCE", 0.1)
+    monkeypatch.setattr(outbox, "unsent", lambda *_: False)
+    enqueue_once(sync, (1,), {"note": "x"})
+    with lock(f"once:{Job.objects.get().key}"), broker_down(app):
+        assert isinstance(in_thread(queue.work), ConnectionRefusedError)
+    assert state() == "queued"
+
+
+@transactional
+def test_a_redelivery_that_cannot_be_sent_again_is_given_back_to_the_broker(
+    sync: Any, queue: Queue, app: Celery, short_pauses: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row says that it runs: so it did in the process that was killed."""
+    monkeypatch.setattr(sync, "acks_late", True)
+    enqueue_once(sync, (1,), {"note": "x"})
+    message, job = queue.take(), Job.objects.get()
+    with lock(f"once:{job.key}") as lease:
+        assert outbox.Run("default", job.key, job.task_id, lease.token).start()
+        with broker_down(app):
+            given_back = in_thread(lambda: queue.work(message))
+    assert isinstance(given_back, Reject)
+    assert given_back.requeue
+    assert state() == "running"
+    assert queue.work(message) == "x"
+
+
+@transactional
+def test_a_message_that_is_not_wanted_any_more_is_not_kept(
+    sync: Any, queue: Queue, app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    enqueue_once(sync, (1,))
+    job = Job.objects.get()
+    monkeypatch.setattr(sync, "acks_late", True)
+    asked = outbox.is_wanted
+
+    def ask(*which: Any) -> bool:
+        wanted = asked(*which)
+        outbox.free(*which)
+        return wanted
+
+    monkeypatch.setattr(outbox, "is_wanted", ask)
+    with lock(f"once:{job.key}"), broker_down(app):
+        assert isinstance(in_thread(queue.work), Ignore)
+    assert "left to resend_jobs" not in caplog.text
+    assert state() == "done"
 
 
 @transactional
@@ -889,14 +998,14 @@ def test_a_claim_of_a_lost_message_is_a_compare_and_set(
     sync: Any, down: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enqueue_once(sync, (1,))
-    found, ours = outbox._unchanged, []
+    found, ours = outbox.unchanged, []
 
     def somebody_was_faster(alias: str, job: Job) -> Any:
-        monkeypatch.setattr(outbox, "_unchanged", found)
+        monkeypatch.setattr(outbox, "unchanged", found)
         ours.extend(outbox.unpublished("default", 0))
         return found(alias, job)
 
-    monkeypatch.setattr(outbox, "_unchanged", somebody_was_faster)
+    monkeypatch.setattr(outbox, "unchanged", somebody_was_faster)
     assert [*outbox.unpublished("default", 0)] == []
     assert len(ours) == 1
 
