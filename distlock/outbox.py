@@ -197,13 +197,13 @@ def write_unlocked(
     is rolled back, it says "running" while nobody holds the lock, and the key is free as well.
     """
     features = connections[alias].features
-    how = {
-        "skip_locked": features.has_select_for_update_skip_locked,
-        "no_key": past_shares and features.has_select_for_no_key_update,
-    }
+    unlocked = rows.select_for_update(
+        skip_locked=features.has_select_for_update_skip_locked,
+        no_key=past_shares and features.has_select_for_no_key_update,
+    )
     try:
         with transaction.atomic(using=alias):
-            job = rows.select_for_update(**how).first()
+            job = unlocked.first()
             if job is not None:
                 jobs_of(alias).filter(pk=job.pk).update(**values)
             return job

@@ -195,7 +195,7 @@ class _Message(Delivery):
             super().unsent(refused)
         if noted:
             text = "job_unpublished key=%r: left to resend_jobs"
-            log(logging.WARNING, text, key=self.job_key, exc_info=refused)
+            log(logging.WARNING, text, key=self.job_key, exc_info=True)
         raise Ignore from refused
 
     # -- what does not run -----------------------------------------------------------------------

@@ -19,7 +19,7 @@ from django.db import Error, transaction
 from kombu.exceptions import OperationalError
 from kombu.utils import json as messages
 
-from .. import outbox
+from .. import orders, outbox
 from ..arguments import checked_alias
 from ..conf import settings
 from ..deadlines import Seconds, seconds
@@ -47,7 +47,7 @@ def enqueue_once(
     kwargs: Mapping[str, Any] | None = None,
     *,
     key: str | None = None,
-    until: outbox.Until = "start",
+    until: orders.Until = "start",
     ttl: Seconds = 3600,
     replace: bool = False,
     using: str | None = None,
