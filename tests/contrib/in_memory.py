@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from celery import Celery
 from celery.app.trace import trace_task
 
@@ -58,3 +59,15 @@ def app_in_memory() -> Iterator[Celery]:
         opened.default_channel.queue_declare("celery")
     yield app
     app.close()
+
+
+@contextmanager
+def broker_down(app: Celery) -> Iterator[pytest.MonkeyPatch]:
+    """The broker cannot be reached."""
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise ConnectionRefusedError("the broker is down")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app.amqp, "send_task_message", refuse)
+        yield patch

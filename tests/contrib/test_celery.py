@@ -26,6 +26,7 @@ from distlock.contrib.celery import current_lock, single_instance
 from distlock.models import DistributedLock, Job
 from tests.app.models import Counter
 from tests.contrib import tasks
+from tests.contrib.in_memory import broker_down
 from tests.support import in_thread, is_free, kill_session
 
 transactional = pytest.mark.django_db(transaction=True)
@@ -642,6 +643,22 @@ def test_what_its_own_id_holds_is_tried_again_in_every_mode(
     with held_by("task task[me]"), pytest.raises(Retry):
         one.run()
     assert one.sent_again().headers["id"] == "me"
+    assert one.run() == "done"
+
+
+@transactional
+def test_what_cannot_be_sent_again_goes_back_to_the_broker_if_that_still_has_it(
+    message: Callable[..., Message], app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distlock.contrib._deliveries.PAUSE", 0.01)
+    one = message()
+    with held_by("task task[me]"), broker_down(app):
+        with pytest.raises(ConnectionRefusedError):
+            one.run()
+        one.task.acks_late = True
+        with pytest.raises(Reject) as raised:
+            one.run()
+    assert raised.value.requeue
     assert one.run() == "done"
 
 

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -25,7 +25,7 @@ from distlock import LockBusy, LockError, lock, orders, outbox
 from distlock.backends import backend_for
 from distlock.contrib.celery import deduplicated, enqueue_once, single_instance
 from distlock.models import Job
-from tests.contrib.in_memory import Private, Queue
+from tests.contrib.in_memory import Private, Queue, broker_down
 from tests.isolation import set_level, snap
 from tests.support import eventually, in_thread, other_session
 from tests.test_signals import receiving
@@ -702,18 +702,6 @@ def test_a_revoked_message_frees_its_key(sync: Any, queue: Queue, terminated: bo
 
 
 # -- lost messages -------------------------------------------------------------------------------
-
-
-@contextmanager
-def broker_down(app: Celery) -> Iterator[pytest.MonkeyPatch]:
-    """The broker cannot be reached."""
-
-    def refuse(*args: Any, **options: Any) -> Any:
-        raise ConnectionRefusedError("the broker is down")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app.amqp, "send_task_message", refuse)
-        yield patch
 
 
 @pytest.fixture
