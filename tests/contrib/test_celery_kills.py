@@ -80,6 +80,7 @@ def skipped() -> dict[str, str]:
     }
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("broker", ["rabbitmq", "impatient"], indirect=True)
 def test_no_published_id_is_lost_and_none_runs_twice(nemesis: Nemesis) -> None:
     """Each has run, or was skipped for the sake of another one, and that one has run."""
