@@ -28,7 +28,7 @@ def latency(bench: Bench) -> Table:
             found["statements"] = round((after - before) / done, 1)
         return found
 
-    return bench.rounds(bench.chosen(), 3, measure)
+    return bench.rounds(bench.chosen("latency"), 3, measure)
 
 
 def throughput(bench: Bench) -> Table:
@@ -41,7 +41,7 @@ def throughput(bench: Bench) -> Table:
             "processes": _rate(bench, contender, PROCESSES, 1, seconds),
         }
 
-    return bench.rounds(bench.chosen(), bench.either(1, 2), measure)
+    return bench.rounds(bench.chosen("throughput"), bench.either(1, 2), measure)
 
 
 def _rate(
