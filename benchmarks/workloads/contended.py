@@ -47,7 +47,7 @@ def _hand_over(
     bench: Bench, contender: type[Contender], size: int, processes: int
 ) -> Mapping[str, float | None]:
     threads = size // processes
-    patience, least, most = bench.either((3.0, 0.5, 4.0), (4.0, 2.0, 8.0))
+    patience, least, most = bench.either((3.0, 0.5, 4.0), (4.0, 2.0, 6.0))
     stand = bench.stand(contender)
     with (
         progress_of(size) as (path, progress),

@@ -33,7 +33,7 @@ def latency(bench: Bench) -> Table:
 
 def throughput(bench: Bench) -> Table:
     """Cycles per second on names of one's own: threads of one process, and processes."""
-    seconds = bench.either(1.0, 2.0)
+    seconds = bench.either(1.0, 1.5)
 
     def measure(contender: type[Contender], each_round: int) -> Mapping[str, float | None]:
         return {
@@ -49,7 +49,7 @@ def _rate(
 ) -> float:
     url = bench.url(contender)
     with crew(
-        processes, contender.key, url, "throughput", threads=threads, seconds=seconds
+        processes, contender.key, url, "throughput", limit=60.0, threads=threads, seconds=seconds
     ) as workers:
         for worker in workers:
             worker.go()
