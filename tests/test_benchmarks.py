@@ -282,16 +282,19 @@ def test_progress_waits_for_the_slowest_and_not_for_ever() -> None:
                     theirs.count(worker)
                 time.sleep(0.001)
 
-        thread = threading.Thread(target=count)
+        thread = threading.Thread(target=count, daemon=True)
         thread.start()
         start = time.monotonic()
-        mine.wait(3, 0.2)
-        assert time.monotonic() - start >= 0.2
-        counting.append(1)
-        mine.wait(3, 60.0)
-        assert time.monotonic() - start < 60
-        mine.stop()
-        thread.join()
+        try:
+            mine.wait(3, 0.2)
+            assert time.monotonic() - start >= 0.2
+            counting.append(1)
+            mine.wait(3, 60.0)
+            assert time.monotonic() - start < 60
+        finally:
+            mine.stop()
+            thread.join(60)
+        assert not thread.is_alive()
 
 
 @pytest.mark.django_db(transaction=True)
