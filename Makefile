@@ -36,7 +36,7 @@ torture: $(TOOLS_READY) mysqlclient ## Run the hard tests on durable servers (DI
 mutations: $(TOOLS_READY) mysqlclient ## Break each safety line, and see a test fail (two hours; DBS=postgresql: one)
 	@$(BIN)/python -m tests.torture.mutations $(DBS:%=--db %)
 
-bench: $(BENCH_READY) mysqlclient ## Measure beside the peers, on private servers (BENCH_ARGS=--quick: ten minutes)
+bench: $(BENCH_READY) mysqlclient ## Measure beside the peers, on private servers (BENCH_ARGS=--quick: a quarter of an hour)
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 test-matrix: ## Run the suite on other Pythons (PYTHONS="3.10 3.13"), each with its newest Django

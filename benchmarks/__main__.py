@@ -1,11 +1,13 @@
 """Run the benchmarks: ``make bench``, or ``python -m benchmarks``.
 
-    python -m benchmarks --quick                           all workloads, small: ten minutes
+    python -m benchmarks --quick                           all workloads, small
     python -m benchmarks --only latency --only hand-over   some of them
     python -m benchmarks --contender pg-distlock           some contenders, and what they are
                                                            compared with
     python -m benchmarks --report FILE --markdown docs/performance.md --plot docs/performance.png
                                                            the tables of an earlier run
+
+Only a whole run is for a page: what an earlier run said of a workload is not taken over.
 
 It starts private servers, prints ratios, and leaves JSON, markdown and a picture in
 ``benchmarks/results``. What cannot run here is named with its reason. The exit status is 1 if two
@@ -35,6 +37,8 @@ from .workloads import WORKLOADS
 from .workloads.base import Bench, say
 
 RESULTS = ROOT / "benchmarks" / "results"
+NOT_ASKED = "not asked for"
+UNFINISHED = "the run ended before"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -47,12 +51,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=list(WORKLOADS), help="repeatable")
     parser.add_argument("--contender", action="append", choices=list(CONTENDERS))
     parser.add_argument("--quick", action="store_true", help="less of everything")
-    parser.add_argument(
-        "--report",
-        type=Path,
-        action="append",
-        help="do not run: read this result; the workloads of a second one take the place of its",
-    )
+    parser.add_argument("--report", type=Path, help="do not run: read this result")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file, too")
     parser.add_argument("--plot", type=Path, help="write the picture to this file, too")
     return parser.parse_args(argv)
@@ -67,8 +66,8 @@ def wanted(chosen: list[str] | None) -> list[str]:
 
 
 def prepared(keys: list[str], stands: dict[str, Stand], absent: dict[str, str]) -> dict[str, str]:
-    """Make the tables of all contenders; for each that cannot run, the reason."""
-    missing = {}
+    """Make the tables of these contenders; for each that does not run, the reason."""
+    missing = {key: NOT_ASKED for key in CONTENDERS if key not in keys}
     for key in keys:
         server = CONTENDERS[key].server
         if server in absent:
@@ -80,8 +79,8 @@ def prepared(keys: list[str], stands: dict[str, Stand], absent: dict[str, str]) 
                 missing[key] = found["missing"]
         except Failed as failure:
             missing[key] = str(failure)
-    for key, why in missing.items():
-        say(f"not run: {key}: {why}")
+    for key in missing.keys() & set(keys):
+        say(f"not run: {key}: {missing[key]}")
     return missing
 
 
@@ -114,33 +113,34 @@ def measure(options: argparse.Namespace, path: Path) -> tuple[dict[str, Any], bo
     with started(servers) as (stands, absent):
         described = about(stands, options.quick)
         missing = prepared(keys, stands, absent)
+        names = options.only or list(WORKLOADS)
         bench = Bench(stands, [key for key in keys if key not in missing], options.quick)
         results: dict[str, Any] = {
             "about": described,
             "missing": missing,
+            "skipped": {name: UNFINISHED if name in names else NOT_ASKED for name in WORKLOADS},
             "failures": bench.failures,
             "workloads": {},
         }
-        for name in options.only or WORKLOADS:
+        start = time.monotonic()
+        for name in names:
             begun = time.monotonic()
             say(f"{name} ...")
-            try:
-                results["workloads"][name] = WORKLOADS[name](bench)
-            except Exception as error:  # what was measured before and after it is kept
-                bench.fail(f"{name}: {type(error).__name__}: {error}", ours=True)
+            measure_one(bench, name, results)
             say(f"{name}: {time.monotonic() - begun:.0f} s")
+            described["minutes"] = f"{(time.monotonic() - start) / 60:.0f}"
             path.write_text(json.dumps(results, indent=1) + "\n")
     return results, not bench.bad
 
 
-def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One result of several runs: each workload as the last one has it."""
-    whole = {key: dict(value) for key, value in runs[-1].items() if key != "failures"}
-    whole["workloads"] = {name: table for run in runs for name, table in run["workloads"].items()}
-    failures = [failure for run in runs for failure in run["failures"]]
-    if len(runs) > 1:
-        whole["about"]["runs"] = f"{len(runs)}, each workload from the last that had it"
-    return {**whole, "failures": failures}
+def measure_one(bench: Bench, name: str, results: dict[str, Any]) -> None:
+    """Run a workload. If it fails, what was measured before and after it is kept."""
+    try:
+        results["workloads"][name] = WORKLOADS[name](bench)
+        del results["skipped"][name]
+    except Exception as error:
+        results["skipped"][name] = "failed"
+        bench.fail(f"{name}: {type(error).__name__}: {error}", ours=True)
 
 
 def main(argv: list[str]) -> int:
@@ -148,8 +148,8 @@ def main(argv: list[str]) -> int:
     RESULTS.mkdir(exist_ok=True)
     good = True
     if options.report:
-        results = merged([json.loads(file.read_text()) for file in options.report])
-        path = options.report[-1]
+        path = options.report
+        results = json.loads(path.read_text())
     else:
         stamp = datetime.now(tz=timezone.utc).strftime("%Y%m%d-%H%M%S")
         path = RESULTS / f"{stamp}{'-quick' if options.quick else ''}.json"

@@ -31,6 +31,8 @@ class HandOvers:
     gaps: list[float]
     violations: int
     jain: float
+    fewest: int
+    """The turns of the worker that had the fewest."""
     longest_wait: float
     mean_wait: float
 
@@ -91,12 +93,14 @@ def hand_overs(
         for before, turn in itertools.pairwise(inside)
         if turn.worker != before.worker and turn.asked < before.released
     ]
+    counts = [sum(turn.worker == worker for turn in inside) for worker in workers]
     waits = [turn.granted - turn.asked for turn in ordered if start <= turn.asked <= end]
     return HandOvers(
         turns=len(inside),
         gaps=gaps,
         violations=violations(turns),
-        jain=jain([sum(turn.worker == worker for turn in inside) for worker in workers]),
+        jain=jain(counts),
+        fewest=min(counts, default=0),
         longest_wait=max(waits, default=0.0),
         mean_wait=statistics.fmean(waits) if waits else 0.0,
     )

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from .contenders import CONTENDERS, REFERENCES
 from .figures import ratio
 from .targets import TARGETS, Results
+from .workloads import WORKLOADS
+from .workloads.base import Table
 from .workloads.contended import CROWDS
 
 BEGIN = "<!-- measured: made by benchmarks, not by hand -->"
@@ -44,12 +46,26 @@ def _share(value: float) -> str:
     return f"{value * 100:.2f}"
 
 
+def _nothing(_table: Table) -> str:
+    return ""
+
+
+class Section(NamedTuple):
+    """A table of one workload. `note` says in a sentence what it comes to."""
+
+    workload: str
+    title: str
+    columns: list[Column]
+    note: Callable[[Table], str] = _nothing
+
+
 def _hand_over(size: str) -> list[Column]:
     return [
         Column("gap p50 ms", f"p50@{size}", _ms),
         Column("gap p99 ms", f"p99@{size}", _ms),
         Column("statements each", f"statements@{size}", _number),
         Column("Jain", f"jain@{size}", _two),
+        Column("fewest turns", f"fewest@{size}", _number),
         Column("longest wait ms", f"longest@{size}", _ms),
         Column("longest / mean", f"spread@{size}", _number),
         Column("per second", f"rate@{size}", _number),
@@ -57,8 +73,18 @@ def _hand_over(size: str) -> list[Column]:
     ]
 
 
-SECTIONS: list[tuple[str, str, list[Column]]] = [
-    (
+def _apart(table: Table) -> str:
+    """How long anybody waits for distlock where each waiter is a process of its own."""
+    said = [
+        f"{_name(key)} {_ms(longest)} ms ({_number(figures['spread@8 apart'])} times the mean)"
+        for key, figures in table.items()
+        if CONTENDERS[key].ours and (longest := figures.get("longest@8 apart")) is not None
+    ]
+    return f"The longest wait of anybody over 8 processes: {'; '.join(said)}." if said else ""
+
+
+SECTIONS = [
+    Section(
         "latency",
         "Acquire and release, nobody competes",
         [
@@ -69,7 +95,7 @@ SECTIONS: list[tuple[str, str, list[Column]]] = [
             Column("statements", "statements", _number),
         ],
     ),
-    (
+    Section(
         "throughput",
         "Cycles per second, names of one's own (x: how many times slower than the raw lease)",
         [
@@ -80,23 +106,25 @@ SECTIONS: list[tuple[str, str, list[Column]]] = [
         ],
     ),
     *[
-        (
+        Section(
             "hand-over",
             f"Hand-over, {size} workers in {processes} processes, 2 ms held",
             _hand_over(crowd),
+            _apart if crowd == "8 apart" else _nothing,
         )
         for crowd, (size, processes) in CROWDS.items()
     ],
-    (
+    Section(
         "waiting",
         "32 wait in 4 processes for a lock that is held",
         [
             Column("statements / s", "statements", _number),
+            Column("messages / s", "messages", _number),
             Column("connections", "sessions", _number),
             Column("client cores", "cpu", _two),
         ],
     ),
-    (
+    Section(
         "churn",
         "Churn on 100 names",
         [
@@ -110,7 +138,7 @@ SECTIONS: list[tuple[str, str, list[Column]]] = [
             Column("latency, end / begin", "slower", _two),
         ],
     ),
-    (
+    Section(
         "million",
         "Many rows of others in the table",
         [
@@ -120,7 +148,7 @@ SECTIONS: list[tuple[str, str, list[Column]]] = [
             Column("full / empty", "ratio", _two),
         ],
     ),
-    (
+    Section(
         "purge",
         "`purge_locks` while another client acquires and releases",
         [
@@ -133,7 +161,7 @@ SECTIONS: list[tuple[str, str, list[Column]]] = [
             Column("p99 / before", "ratio", _two),
         ],
     ),
-    (
+    Section(
         "renewals",
         "Renewals by the keeper of one process, per round (every third of the ttl)",
         [
@@ -151,20 +179,42 @@ SECTIONS: list[tuple[str, str, list[Column]]] = [
 def markdown(results: Results) -> str:
     """Everything that was measured."""
     parts = [_about(results), _targets(results)]
-    parts += [_section(results, workload, title, columns) for workload, title, columns in SECTIONS]
+    parts += [_section(results, section) for section in SECTIONS]
     parts.append(_layers(results))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _about(results: Results) -> str:
     lines = [f"- {key}: {text}" for key, text in results["about"].items()]
-    lines += [f"- not run: {CONTENDERS[k].title} ({k}): {why}" for k, why in _missing(results)]
+    lines += [f"- not run: {what}: {why}" for what, why in _missing(results)]
     lines += [f"- failed: {failure}" for failure in results["failures"]]
     return "\n".join(lines)
 
 
 def _missing(results: Results) -> list[tuple[str, str]]:
-    return [(key, why) for key, why in results["missing"].items() if key in CONTENDERS]
+    """What has no figures at all, and why."""
+    skipped, missing, measured = results["skipped"], results["missing"], results["workloads"]
+    workloads = [
+        (name, skipped.get(name, "no contender")) for name in WORKLOADS if not measured.get(name)
+    ]
+    with_figures = {key for table in measured.values() for key in table}
+    contenders = [
+        (f"{_name(key)} ({key})", missing.get(key, "failed, or has no part in what was run"))
+        for key in CONTENDERS
+        if key not in with_figures
+    ]
+    return workloads + contenders
+
+
+def _failed(results: Results, workload: str) -> str:
+    """Whoever takes part and runs, and still has no figures."""
+    table = results["workloads"][workload]
+    names = [
+        _name(key)
+        for key, contender in CONTENDERS.items()
+        if workload in contender.workloads and not {key} & {*results["missing"], *table}
+    ]
+    return f"No figures, as it failed: {', '.join(names)}." if names else ""
 
 
 def _targets(results: Results) -> str:
@@ -176,23 +226,35 @@ def _targets(results: Results) -> str:
         else:
             shown = f"{value:.4g}"
             verdict = "reached" if target.reached(value) else "**not reached**"
-            if target.large and results["about"].get("run") == "quick":
+            if target.exempt:
+                verdict = target.exempt
+            elif target.large and results["about"].get("run") == "quick":
                 verdict = "a quick run is too small to tell"
         rows.append([target.text, f"{target.sign} {target.limit:g}", shown, verdict])
     return "### Targets\n\n" + _grid(["target", "limit", "measured", ""], rows)
 
 
-def _section(results: Results, workload: str, title: str, columns: list[Column]) -> str:
-    table = results["workloads"].get(workload)
+def _section(results: Results, section: Section) -> str:
+    table = results["workloads"].get(section.workload)
     if not table:
         return ""
-    shown = [c for c in columns if any(row.get(c.field) is not None for row in table.values())]
+    shown = [
+        column
+        for column in section.columns
+        if any(row.get(column.field) is not None for row in table.values())
+    ]
     rows = [
         [CONTENDERS[key].title, _where(key), *(_cell(table, key, column) for column in shown)]
         for key in CONTENDERS
         if key in table
     ]
-    return f"### {title}\n\n" + _grid(["", "on", *(column.title for column in shown)], rows)
+    grid = _grid(["", "on", *(column.title for column in shown)], rows)
+    parts = [f"### {section.title}", grid, section.note(table), _failed(results, section.workload)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _name(key: str) -> str:
+    return f"{CONTENDERS[key].title} on {_where(key)}"
 
 
 def _where(key: str) -> str:
@@ -224,9 +286,8 @@ def _layers(results: Results) -> str:
     ]
     heads = [f"{CONTENDERS[key].title} us" for key in table]
     text = "The same two statements by each layer, p50, and the server's own account of them."
-    return f"### Where acquire and release spend their time\n\n{text}\n\n" + _grid(
-        ["", *heads], rows
-    )
+    parts = ["### Where acquire and release spend their time", text, _grid(["", *heads], rows)]
+    return "\n\n".join(filter(None, [*parts, _failed(results, "layers")]))
 
 
 def _grid(head: list[str], rows: list[list[str]]) -> str:

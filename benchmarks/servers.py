@@ -20,8 +20,7 @@ class CountingPostgreSQL(PostgreSQL):
     """PostgreSQL with pg_stat_statements, which counts every statement."""
 
     def command(self) -> list[str]:
-        loaded = f"shared_preload_libraries={PRELOADED}"
-        return [*super().command(), "-c", loaded, "-c", f"{PRELOADED}.track_planning=on"]
+        return [*super().command(), "-c", f"shared_preload_libraries={PRELOADED}"]
 
 
 class Stand(ABC):

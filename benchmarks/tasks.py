@@ -9,14 +9,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from tests.databases import Unavailable
 
 from .contenders.base import Contender
 from .figures import Turn, percentile
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from .watching import Watch
 
 Ready = Callable[[], None]
+SETTLE = 1.0
+"""Seconds after which those who wait have done what they do once."""
 
 
 def prepare(contender: Contender, ready: Ready) -> dict[str, str]:
@@ -128,23 +135,27 @@ def contend(
     worker: str,
     name: str,
     threads: int,
-    seconds: float,
     hold: float,
+    progress: str,
 ) -> list[Turn]:
-    """Take one name again and again; the turns of all threads."""
+    """Take one name again and again, until it is time to stop; the turns of all threads."""
     turns: list[Turn] = []
     timed(contender.cycle, [f"{name}:{worker}"], 5)
+    shared = Progress(progress)
+    first = int(worker.removeprefix("p")) * threads
     ready()
-    end = time.monotonic() + seconds
 
     def work(me: str) -> None:
-        while (asked := time.monotonic()) < end:
+        number = first + int(me.rpartition("t")[2])
+        while not shared.stopped:
+            asked = time.monotonic()
             held = contender.acquire(name)
             granted = time.monotonic()
             time.sleep(hold)
             released = time.monotonic()
             contender.release(name, held)
             turns.append(Turn(me, asked, granted, released))
+            shared.count(number)
         contender.close()
 
     together(work, [f"{worker}t{number}" for number in range(threads)])
@@ -161,7 +172,10 @@ def hold(contender: Contender, ready: Ready, name: str) -> None:
 def wait(
     contender: Contender, ready: Ready, worker: str, name: str, threads: int
 ) -> dict[str, float]:
-    """Wait for a name that is held, until the parent says go; CPU meanwhile, and who got it."""
+    """Wait for a name that is held, until the parent says go; how many got it all the same.
+
+    Also CPU per second meanwhile, and for distlock the messages to the database.
+    """
     timed(contender.cycle, [f"{name}:{worker}"], 5)
     granted: list[Any] = []
 
@@ -170,10 +184,20 @@ def wait(
 
     for number in range(threads):
         threading.Thread(target=work, args=(f"{worker}t{number}",), daemon=True).start()
-    time.sleep(1.0)
-    cpu = time.process_time()
-    ready()
-    return {"cpu": time.process_time() - cpu, "granted": len(granted)}
+    time.sleep(SETTLE)
+    with ExitStack() as stack:
+        watch = stack.enter_context(_watch()) if contender.ours else None
+        cpu, start = time.process_time(), time.monotonic()
+        ready()
+        cpu, span = time.process_time() - cpu, time.monotonic() - start
+    found = {"cpu": cpu / span, "granted": float(len(granted))}
+    return found if watch is None else {**found, "messages": len(watch.seen) / span}
+
+
+def _watch() -> Watch:
+    from .watching import Watch
+
+    return Watch()
 
 
 def churn(
@@ -244,8 +268,6 @@ def keep(
     """Hold so many names and let them be renewed; what that costs while nothing else is done."""
     from distlock import lock
 
-    from .watching import Watch
-
     leases: list[Any] = []
 
     def work(me: str) -> None:
@@ -256,7 +278,7 @@ def keep(
     together(work, [str(number) for number in range(threads)])
     taken = time.monotonic() - start
     ready()
-    with Watch() as watch:
+    with _watch() as watch:
         before = resource.getrusage(resource.RUSAGE_SELF)
         time.sleep(seconds)
         after = resource.getrusage(resource.RUSAGE_SELF)

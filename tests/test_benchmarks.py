@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,18 @@ import pytest
 from django.db import connection
 
 from benchmarks import tasks
-from benchmarks.__main__ import merged, wanted
+from benchmarks.__main__ import measure_one, wanted
 from benchmarks.contenders import CONTENDERS, REFERENCES
 from benchmarks.contenders.raw import RawLease, RawMariaDBLease
 from benchmarks.figures import Turn, hand_overs, jain, medians, percentile, ratio, violations
 from benchmarks.processes import Failed, run
+from benchmarks.progress import Progress, progress_of
 from benchmarks.report import BEGIN, END, SECTIONS, markdown, write
 from benchmarks.servers import STANDS
 from benchmarks.targets import TARGETS, Target, of
 from benchmarks.watching import Watch
 from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads.base import Bench
 
 pure = pytest.mark.vendor("sqlite")
 
@@ -89,6 +93,7 @@ def test_hand_overs_count_gaps_only_to_who_was_waiting() -> None:
     assert found.gaps == [0.25]
     assert (found.turns, found.violations) == (4, 0)
     assert found.jain == jain([2, 2, 0])
+    assert found.fewest == 0
     assert found.longest_wait == 84.5
 
 
@@ -101,13 +106,16 @@ def test_every_contender_has_a_server_and_something_to_be_compared_with() -> Non
         assert contender.key == key
         assert contender.server in STANDS
         assert REFERENCES[contender.server] in CONTENDERS
-        assert bool(contender.table) >= bool(contender.fill), key
+        assert contender.workloads
+        assert set(contender.workloads) <= set(WORKLOADS)
+        assert ("churn" in contender.workloads) <= bool(contender.table), key
+        assert ("million" in contender.workloads) <= bool(contender.fill), key
     assert wanted(["redis-py"]) == ["pg-raw-lease", "redis-py"]
 
 
 @pure
 def test_every_section_and_target_is_about_a_workload() -> None:
-    assert {workload for workload, _, _ in SECTIONS} | {"layers"} == set(WORKLOADS)
+    assert {section.workload for section in SECTIONS} | {"layers"} == set(WORKLOADS)
     for target in TARGETS:
         asked = Asked()
         assert target.measured(asked) is None
@@ -134,6 +142,7 @@ def results() -> dict[str, Any]:
     return {
         "about": {"run": "a test"},
         "missing": {"pg-pglock": "No module named 'pglock'"},
+        "skipped": {"waiting": "not asked for"},
         "failures": ["VIOLATION: pg-tooz, 2 times with 8 workers"],
         "workloads": {"latency": latency, "layers": {"pg-distlock": {"psycopg": 0.0005}}},
     }
@@ -145,7 +154,10 @@ def test_the_report_shows_ratios_verdicts_and_what_is_missing() -> None:
     assert "| **distlock** | PostgreSQL | 0.80 | 800 |" in text
     assert "| acquire + release / raw lease | <= 1 | 0.8 | reached |" in text
     assert "| purge: seconds | < 60 | - | not measured |" in text
-    assert "(pg-pglock): No module named 'pglock'" in text
+    assert "- not run: django-pglock (advisory lock) on PostgreSQL (pg-pglock): No module" in text
+    assert "- not run: waiting: not asked for" in text
+    assert "- not run: tooz on Redis (redis-tooz): failed, or has no part" in text
+    assert "(pg-distlock):" not in text
     assert "VIOLATION: pg-tooz" in text
     assert "| psycopg | 500 |" in text
 
@@ -170,12 +182,72 @@ def test_a_quick_run_gives_no_verdict_on_large_numbers() -> None:
 
 
 @pure
-def test_of_several_runs_each_workload_is_the_last_one() -> None:
-    second = {**results(), "failures": [], "workloads": {"latency": {}, "purge": {}}}
-    whole = merged([results(), second])
-    assert whole["workloads"].keys() == {"latency", "layers", "purge"}
-    assert whole["workloads"]["latency"] == {}
-    assert whole["failures"] == results()["failures"]
+def test_whoever_runs_and_has_no_figures_of_a_workload_is_named_below_it() -> None:
+    text = markdown(results())
+    named = text.partition("No figures, as it failed: ")[2].partition("\n")[0]
+    assert "tooz on PostgreSQL" in named
+    assert "**distlock** on PostgreSQL" not in named  # it has some
+    assert "django-pglock" not in named  # it does not run
+    assert "LISTEN" not in named  # it has no part in this
+
+
+@pure
+def test_a_target_that_is_exempt_is_judged_by_nobody() -> None:
+    whole = results()
+    whole["workloads"]["waiting"] = {
+        "pg-distlock": {"statements": 2.0},
+        "pg-distlock-fair": {"statements": 24.0},
+    }
+    text = markdown(whole)
+    assert "| statements / s while 32 wait | <= 0 | 2 | **not reached** |" in text
+    assert "| `fair=True`: statements / s while 32 wait | <= 0 | 24 | exempt: " in text
+
+
+@pure
+def test_the_longest_wait_over_eight_processes_is_a_sentence() -> None:
+    whole = results()
+    crowd = {"longest@8 apart": 0.25, "spread@8 apart": 4.0}
+    whole["workloads"]["hand-over"] = {
+        "pg-distlock": crowd,
+        "mariadb-distlock": {},
+        "pg-raw-lease": crowd,
+    }
+    assert (
+        "The longest wait of anybody over 8 processes: "
+        "**distlock** on PostgreSQL 250 ms (4 times the mean).\n"
+    ) in markdown(whole)
+
+
+# -- what fails --------------------------------------------------------------------------------
+
+
+@pure
+def test_whoever_fails_is_named_and_the_others_go_on() -> None:
+    bench = Bench({}, ["pg-raw-lease", "redis-py"], quick=True)
+
+    def measure(contender: Any, _number: int) -> dict[str, float | None]:
+        if contender.key == "redis-py":
+            raise ConnectionError("the server\nis gone")
+        return {"p50": 1.0}
+
+    found = bench.rounds(bench.chosen("latency"), 1, measure)
+    assert found == {"pg-raw-lease": {"p50": 1.0}}
+    assert bench.failures == ["redis-py: ConnectionError: the server is gone"]
+    assert not bench.bad
+
+
+@pure
+def test_a_workload_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_bench: Bench) -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setitem(WORKLOADS, "latency", failing)
+    bench = Bench({}, [], quick=True)
+    found: dict[str, Any] = {"workloads": {}, "skipped": {"latency": "the run ended before"}}
+    measure_one(bench, "latency", found)
+    assert found == {"workloads": {}, "skipped": {"latency": "failed"}}
+    assert bench.failures == ["latency: RuntimeError: no"]
+    assert bench.bad
 
 
 @pure
@@ -199,16 +271,51 @@ def test_two_cycles_of_distlock_are_timed() -> None:
     assert len(watch.seen) >= 2 * 22
 
 
+@pure
+def test_progress_waits_for_the_slowest_and_not_for_ever() -> None:
+    with progress_of(2) as (path, mine):
+        theirs, counting = Progress(path), [0]
+
+        def count() -> None:
+            while not theirs.stopped:
+                for worker in counting:
+                    theirs.count(worker)
+                time.sleep(0.001)
+
+        thread = threading.Thread(target=count, daemon=True)
+        thread.start()
+        start = time.monotonic()
+        try:
+            mine.wait(3, 0.2)
+            assert time.monotonic() - start >= 0.2
+            counting.append(1)
+            mine.wait(3, 60.0)
+            assert time.monotonic() - start < 60
+        finally:
+            mine.stop()
+            thread.join(60)
+        assert not thread.is_alive()
+
+
 @pytest.mark.django_db(transaction=True)
 def test_two_threads_hand_a_lock_over() -> None:
     contender = CONTENDERS["pg-distlock"](url())
-    turns = tasks.contend(
-        contender, no_wait, worker="p0", name="bench", threads=2, seconds=0.5, hold=0.002
-    )
+
+    def stop_after(progress: Progress) -> None:
+        progress.wait(2, 60.0)
+        progress.stop()
+
+    with progress_of(2) as (path, progress):
+        stopping = threading.Thread(target=stop_after, args=(progress,))
+        stopping.start()
+        turns = tasks.contend(
+            contender, no_wait, worker="p0", name="bench", threads=2, hold=0.002, progress=path
+        )
+        stopping.join()
     found = hand_overs(turns, 0.0, float("inf"), ["p0t0", "p0t1"])
     assert {turn.worker for turn in turns} == {"p0t0", "p0t1"}
     assert found.violations == 0
-    assert found.turns == len(turns) > 2
+    assert found.fewest >= 2
 
 
 @pytest.mark.django_db(transaction=True)

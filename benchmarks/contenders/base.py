@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 TTL = 60
 """Seconds of a lease, where a contender has leases: no run holds one so long."""
+ALONE = ("latency", "throughput")
+CONTENDED = ("hand-over", "waiting")
 PATIENCE = 100.0
 """Seconds that a waiter waits before the run has failed."""
 
@@ -28,8 +30,8 @@ class Contender(ABC):
     title: ClassVar[str]
     waits: ClassVar[str] = ""
     """How a waiter learns that the lock is free."""
-    contended: ClassVar[bool] = True
-    """Whether it takes part where clients compete for one name."""
+    workloads: ClassVar[tuple[str, ...]] = (*ALONE, *CONTENDED)
+    """What it takes part in."""
     ours: ClassVar[bool] = False
     table: ClassVar[str] = ""
     """Where its locks are rows."""

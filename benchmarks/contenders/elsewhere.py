@@ -40,6 +40,14 @@ class RedisPyDurable(RedisPy):
 class Tooz(Contender):
     title = "tooz"
 
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        # Not in several threads at once: it brings in eventlet, if that is installed, which puts
+        # other modules in the place of `threading` and its like while it is imported.
+        from tooz import coordination
+
+        self.coordination = coordination
+
     def acquire(self, name: str) -> Any:
         lock = self._coordinator().get_lock(name.encode())
         if not lock.acquire(blocking=True):
@@ -55,12 +63,10 @@ class Tooz(Contender):
 
     def _coordinator(self) -> Any:
         """This thread's own."""
-        from tooz import coordination
-
         if not hasattr(self.local, "coordinator"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                made = coordination.get_coordinator(self._address(), uuid.uuid4().bytes)
+                made = self.coordination.get_coordinator(self._address(), uuid.uuid4().bytes)
             made.start()
             self.local.coordinator = made
         return self.local.coordinator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import timedelta
 
-from .base import TTL, Contender, DjangoContender, polled
+from .base import ALONE, CONTENDED, TTL, Contender, DjangoContender, polled
 
 POLL = 0.1
 
@@ -13,6 +13,7 @@ POLL = 0.1
 class HandWritten(DjangoContender):
     title = "hand-written (`select_for_update` lease)"
     waits = "polls every 100 ms"
+    workloads = (*ALONE, *CONTENDED, "churn")
     table = "benchmarks_lease"
 
     def acquire(self, name: str) -> str:

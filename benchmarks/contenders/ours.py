@@ -10,7 +10,7 @@ from zlib import crc32
 
 from tests.databases import Unavailable
 
-from .base import PATIENCE, TTL, Contender, DjangoContender
+from .base import ALONE, CONTENDED, PATIENCE, TTL, Contender, DjangoContender
 
 if TYPE_CHECKING:
     from distlock import Lease
@@ -22,6 +22,7 @@ ROWS = 4096  # so many that two names seldom share one
 class Distlock(DjangoContender):
     apps = APPS
     ours = True
+    workloads = (*ALONE, *CONTENDED, "churn", "million", "purge", "renewals")
     table = "distlock_distributedlock"
     options: ClassVar[Mapping[str, Any]] = {}
 
@@ -47,6 +48,7 @@ class PostgreSQLDistlock(Distlock):
     key = "pg-distlock"
     server = "postgresql"
     title = "**distlock**"
+    workloads = (*Distlock.workloads, "layers")
     fill = (
         "INSERT INTO distlock_distributedlock (name, owner, fencing_token, acquired_at, "
         "expires_at, ttl) SELECT 'filler:' || i, 'filler', i, clock_timestamp(), {end}, 60000000 "
@@ -57,13 +59,29 @@ class PostgreSQLDistlock(Distlock):
 class NotCrashSafe(PostgreSQLDistlock):
     key = "pg-distlock-fast"
     title = "**distlock**, `crash_safe=False`"
+    workloads = (*ALONE, *CONTENDED, "layers")
     options = {"crash_safe": False}
 
 
 class Fair(PostgreSQLDistlock):
     key = "pg-distlock-fair"
     title = "**distlock**, `fair=True`"
+    workloads = (*ALONE, *CONTENDED)
     options = {"fair": True}
+
+
+class Deaf(PostgreSQLDistlock):
+    """As behind a pooler: messages do not come through."""
+
+    key = "pg-distlock-deaf"
+    title = "**distlock**, which cannot LISTEN"
+    workloads = ("waiting",)
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        from distlock.backends.postgresql import PostgreSQL
+
+        PostgreSQL.listen = lambda _self, _connection: False  # type: ignore[method-assign]
 
 
 class MariaDBDistlock(Distlock):
@@ -81,7 +99,7 @@ class Work(DjangoContender):
     """A transaction that changes one row through the ORM; here without any lock."""
 
     apps = APPS
-    contended = False
+    workloads = ALONE
 
     def prepare(self) -> None:
         super().prepare()
@@ -152,6 +170,7 @@ CONTENDERS: list[type[Contender]] = [
     PostgreSQLDistlock,
     NotCrashSafe,
     Fair,
+    Deaf,
     PostgreSQLWork,
     PostgreSQLAtomicWork,
     MariaDBDistlock,

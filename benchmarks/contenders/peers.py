@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import PATIENCE, Contender, DjangoContender, polled
+from .base import ALONE, CONTENDED, PATIENCE, Contender, DjangoContender, polled
 
 POLL = 0.05
 
@@ -33,6 +33,7 @@ class DbMutex(DjangoContender):
     title = "django-db-mutex"
     waits = "cannot; tried every 50 ms here"
     apps = ("db_mutex",)
+    workloads = (*ALONE, *CONTENDED, "churn", "million")
     table = "db_mutex_dbmutex"
     fill = (
         "INSERT INTO db_mutex_dbmutex (lock_id, creation_time) "

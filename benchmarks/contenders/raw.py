@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, ClassVar
 
-from .base import PATIENCE, TTL, Contender, polled, server_at
+from .base import ALONE, CONTENDED, PATIENCE, TTL, Contender, polled, server_at
 
 POLL = 0.01
 
@@ -36,6 +36,7 @@ class RawLease(RawPostgreSQL):
     key = "pg-raw-lease"
     title = "raw lease (psycopg, prepared)"
     waits = "polls every 10 ms"
+    workloads = (*ALONE, *CONTENDED, "churn", "million")
     table = "bench_lease"
     fill = (
         "INSERT INTO bench_lease SELECT 'filler:' || i, '', 1, {end} "
@@ -111,6 +112,7 @@ class RawMariaDBLease(RawMariaDB):
     key = "mariadb-raw-lease"
     title = "raw lease (mysqlclient)"
     waits = "polls every 10 ms"
+    workloads = (*ALONE, *CONTENDED, "churn", "million")
     table = "bench_lease"
     fill = (
         "INSERT INTO bench_lease SELECT CONCAT('filler:', seq), '', 1, {end} FROM seq_1_to_{rows}"

@@ -29,9 +29,9 @@ class Bench:
     bad: bool = False
     """Whether two held one lock, or distlock failed."""
 
-    def chosen(self, *keys: str) -> list[type[Contender]]:
-        """These contenders, or all, in the order of the tables, as far as they run."""
-        return [CONTENDERS[key] for key in self.keys if not keys or key in keys]
+    def chosen(self, workload: str) -> list[type[Contender]]:
+        """The contenders that take part and run, in the order of the tables."""
+        return [CONTENDERS[key] for key in self.keys if workload in CONTENDERS[key].workloads]
 
     def url(self, contender: type[Contender]) -> str:
         return self.stands[contender.server].url
@@ -47,15 +47,18 @@ class Bench:
 
     @contextmanager
     def tolerance(self, contender: type[Contender]) -> Iterator[None]:
-        """Go on after a process has failed: it is told at the end."""
+        """Go on after a contender has failed: it is told at the end."""
         try:
             yield
-        except (Failed, TimeoutError) as failure:
+        except Failed as failure:
             self.fail(str(failure), ours=contender.ours)
+        except Exception as error:  # the server's or its driver's, too
+            self.fail(f"{contender.key}: {type(error).__name__}: {error}", ours=contender.ours)
 
     def fail(self, text: str, *, ours: bool) -> None:
         """Note a failure; one of distlock fails the run."""
         self.bad |= ours
+        text = " ".join(text.split())[:400]
         self.failures.append(text)
         say(f"  failed: {text}")
 
@@ -70,7 +73,7 @@ class Bench:
         number: int,
         measure: Callable[[type[Contender], int], Mapping[str, float | None]],
     ) -> Table:
-        """The medians of interleaved rounds: A B C, A B C."""
+        """The medians of interleaved rounds: A B C, A B C. Whoever always fails has none."""
         found: dict[str, list[Mapping[str, float | None]]] = {each.key: [] for each in contenders}
         for each_round in range(number):
             for contender in contenders:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from ..contenders.base import Contender
 from ..figures import Turn, hand_overs, percentile
 from ..processes import Process, crew, sleep_until
+from ..progress import progress_of
 from .base import Bench, Table
 
 HOLD = 0.002
@@ -16,18 +17,23 @@ PROCESSES = 4
 WAITERS = 32
 CROWDS = {"2": (2, 2), "8": (8, 4), "32": (32, 4), "8 apart": (8, 8)}
 """Workers, and the processes that they are threads of."""
-WARM_UP = 0.5
+JUDGED = ("8", "32")
+"""The crowds that there are targets for: more rounds."""
+WARM_UP = 10
+"""Turns of each worker before it counts: by then each connection has what it keeps for later."""
+TURNS = 20
+"""Turns of each worker that count, where nobody starves."""
 _run = itertools.count()
 
 
 def hand_over(bench: Bench) -> Table:
     """Workers in several processes take one name again and again, and hold it for 2 ms."""
-    contenders = [each for each in bench.chosen() if each.contended]
+    contenders = bench.chosen("hand-over")
     table: Table = {}
     for crowd, (size, processes) in CROWDS.items():
         found = bench.rounds(
             contenders,
-            bench.either(1, 2),
+            bench.either(1, 2 if crowd in JUDGED else 1),
             lambda contender, _, size=size, processes=processes: _hand_over(
                 bench, contender, size, processes
             ),
@@ -41,26 +47,30 @@ def _hand_over(
     bench: Bench, contender: type[Contender], size: int, processes: int
 ) -> Mapping[str, float | None]:
     threads = size // processes
-    seconds = bench.either(1.5, 3.0)
+    patience, least, most = bench.either((3.0, 0.5, 4.0), (4.0, 2.0, 6.0))
     stand = bench.stand(contender)
-    with crew(
-        processes,
-        contender.key,
-        stand.url,
-        "contend",
-        name=f"hand-over:{next(_run)}",
-        threads=threads,
-        seconds=seconds + WARM_UP,
-        hold=HOLD,
-    ) as workers:
+    with (
+        progress_of(size) as (path, progress),
+        crew(
+            processes,
+            contender.key,
+            stand.url,
+            "contend",
+            limit=60.0,
+            name=f"hand-over:{next(_run)}",
+            threads=threads,
+            hold=HOLD,
+            progress=path,
+        ) as workers,
+    ):
         for worker in workers:
             worker.go()
-        start = time.monotonic() + WARM_UP
-        sleep_until(start)
-        before = stand.statements()
-        sleep_until(start + seconds - 0.05)
-        end = time.monotonic()
-        after = stand.statements()
+        progress.wait(WARM_UP, patience)
+        before, start = stand.statements(), time.monotonic()
+        progress.wait(TURNS, most)
+        sleep_until(start + least)
+        after, end = stand.statements(), time.monotonic()
+        progress.stop()
         turns = [Turn(*turn) for worker in workers for turn in worker.result()]
     names = [f"p{p}t{t}" for p in range(processes) for t in range(threads)]
     found = hand_overs(turns, start, end, names)
@@ -71,6 +81,7 @@ def _hand_over(
         "p99": percentile(found.gaps, 0.99) if found.gaps else None,
         "statements": (after - before) / found.turns if counted else None,  # type: ignore[operator]
         "jain": found.jain,
+        "fewest": found.fewest,
         "longest": found.longest_wait,
         "spread": found.longest_wait / found.mean_wait if found.mean_wait else None,
         "rate": found.turns / (end - start),
@@ -80,8 +91,7 @@ def _hand_over(
 
 def waiting(bench: Bench) -> Table:
     """32 wait in four processes for a name that a fifth process holds."""
-    contenders = [each for each in bench.chosen() if each.contended]
-    return bench.rounds(contenders, 1, lambda contender, _: _waiting(bench, contender))
+    return bench.rounds(bench.chosen("waiting"), 1, lambda contender, _: _waiting(bench, contender))
 
 
 def _waiting(bench: Bench, contender: type[Contender]) -> Mapping[str, float | None]:
@@ -104,5 +114,6 @@ def _waiting(bench: Bench, contender: type[Contender]) -> Mapping[str, float | N
             results = [waiter.result() for waiter in waiters]
     bench.judge(contender, sum(result["granted"] for result in results), "while it was held")
     rate = None if before is None or after is None else (after - before) / span
-    cpu = sum(result["cpu"] for result in results) / (seconds + 1)
-    return {"statements": rate, "sessions": sessions, "cpu": cpu}
+    messages = sum(result["messages"] for result in results) if contender.ours else None
+    cpu = sum(result["cpu"] for result in results)
+    return {"statements": rate, "messages": messages, "sessions": sessions, "cpu": cpu}

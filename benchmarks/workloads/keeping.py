@@ -14,8 +14,9 @@ THREADS = 8
 
 def renewals(bench: Bench) -> Table:
     """10,000 leases in one process, renewed for two rounds: a round is a third of the ttl."""
-    contenders = bench.chosen("pg-distlock", "mariadb-distlock")
-    return bench.rounds(contenders, 1, lambda contender, _: _renewals(bench, contender))
+    return bench.rounds(
+        bench.chosen("renewals"), 1, lambda contender, _: _renewals(bench, contender)
+    )
 
 
 def _renewals(bench: Bench, contender: type[Contender]) -> Mapping[str, float | None]:
@@ -52,9 +53,8 @@ def _renewals(bench: Bench, contender: type[Contender]) -> Mapping[str, float | 
 
 def layers(bench: Bench) -> Table:
     """The layers of an acquire and release on PostgreSQL; see ``benchmarks/layers.py``."""
-    contenders = bench.chosen("pg-distlock", "pg-distlock-fast")
     return bench.rounds(
-        contenders,
+        bench.chosen("layers"),
         bench.either(1, 3),
         lambda contender, number: bench.run(
             contender, "layers", name=f"layers:{number}", cycles=bench.either(300, 1000)

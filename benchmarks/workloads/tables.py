@@ -16,13 +16,11 @@ NAMES = 100
 
 def churn(bench: Bench) -> Table:
     """Cycles on 100 names, after a tenth and in the end; then renewals, where there are any."""
-    same = ("pg-distlock-fast", "pg-distlock-fair")  # as pg-distlock
-    contenders = [each for each in bench.chosen() if each.table and each.key not in same]
-    return bench.rounds(contenders, 1, lambda contender, _: _churn(bench, contender))
+    return bench.rounds(bench.chosen("churn"), 1, lambda contender, _: _churn(bench, contender))
 
 
 def _churn(bench: Bench, contender: type[Contender]) -> Mapping[str, float | None]:
-    cycles, seconds = bench.either((4_000, 5.0), (100_000, 150.0 if contender.ours else 40.0))
+    cycles, seconds = bench.either((4_000, 5.0), (100_000, 120.0 if contender.ours else 25.0))
     stand, table = bench.stand(contender), contender.table
     assert isinstance(stand, Database)
     bench.empty(contender)
@@ -71,8 +69,6 @@ def _hot(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float
 
 def million(bench: Bench) -> Table:
     """Latency in an empty table, and in turn in another database, with a million other leases."""
-    same = ("pg-distlock-fast", "pg-distlock-fair")
-    contenders = [each for each in bench.chosen() if each.fill and each.key not in same]
     rows, cycles, seconds = bench.either((100_000, 400, 3.0), (1_000_000, 1000, 4.0))
 
     def measure(contender: type[Contender], each_round: int) -> Mapping[str, float | None]:
@@ -86,17 +82,18 @@ def million(bench: Bench) -> Table:
         )
         return {"rows": rows, "empty": empty, "full": full, "ratio": ratio(full, empty)}
 
-    for contender in contenders:
-        bench.empty(contender)
+    filled = []
+    for contender in bench.chosen("million"):
         with bench.tolerance(contender):
+            bench.empty(contender)
             bench.fill_other(contender, rows)
-    return bench.rounds(contenders, 3, measure)
+            filled.append(contender)
+    return bench.rounds(filled, 3, measure)
 
 
 def purge(bench: Bench) -> Table:
     """``purge_locks`` with a million ended rows, while another client acquires and releases."""
-    contenders = bench.chosen("pg-distlock", "mariadb-distlock")
-    return bench.rounds(contenders, 1, lambda contender, _: _purge(bench, contender))
+    return bench.rounds(bench.chosen("purge"), 1, lambda contender, _: _purge(bench, contender))
 
 
 def _purge(bench: Bench, contender: type[Contender]) -> Mapping[str, float | None]:

@@ -28,12 +28,12 @@ def latency(bench: Bench) -> Table:
             found["statements"] = round((after - before) / done, 1)
         return found
 
-    return bench.rounds(bench.chosen(), 3, measure)
+    return bench.rounds(bench.chosen("latency"), 3, measure)
 
 
 def throughput(bench: Bench) -> Table:
     """Cycles per second on names of one's own: threads of one process, and processes."""
-    seconds = bench.either(1.0, 2.0)
+    seconds = bench.either(1.0, 1.5)
 
     def measure(contender: type[Contender], each_round: int) -> Mapping[str, float | None]:
         return {
@@ -41,7 +41,7 @@ def throughput(bench: Bench) -> Table:
             "processes": _rate(bench, contender, PROCESSES, 1, seconds),
         }
 
-    return bench.rounds(bench.chosen(), bench.either(1, 2), measure)
+    return bench.rounds(bench.chosen("throughput"), bench.either(1, 2), measure)
 
 
 def _rate(
@@ -49,7 +49,7 @@ def _rate(
 ) -> float:
     url = bench.url(contender)
     with crew(
-        processes, contender.key, url, "throughput", threads=threads, seconds=seconds
+        processes, contender.key, url, "throughput", limit=60.0, threads=threads, seconds=seconds
     ) as workers:
         for worker in workers:
             worker.go()
