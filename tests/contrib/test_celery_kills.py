@@ -18,8 +18,7 @@ from tests.app.models import Counter
 from tests.contrib import faulty
 from tests.contrib.celery_app import ANSWERS, noted
 from tests.contrib.conftest import Broker, Worker
-from tests.contrib.test_celery_workers import wait_until
-from tests.support import is_free
+from tests.support import becomes_free, eventually
 from tests.torture.conftest import LEVEL
 
 LONG = LEVEL == "long"
@@ -32,16 +31,21 @@ LIMIT = 60.0
 
 
 class Nemesis:
-    """Kills the child that is at work, and sometimes a whole worker, which is replaced."""
+    """Kills the child that is at work, and sometimes a whole worker, which is replaced.
 
-    def __init__(self, start: Callable[[], Worker]) -> None:
+    Not on Redis: kombu takes a message off the list before it notes that it has it, so that one
+    which a worker dies with in between is lost, whatever its task does.
+    """
+
+    def __init__(self, start: Callable[[], Worker], *, workers: bool) -> None:
         self.start = start
+        self.workers = workers
         self.worker = start()
         self.children_killed = self.workers_killed = 0
         self.killed: set[int] = set()
 
     def strike(self) -> None:
-        if random.random() < 0.12:
+        if self.workers and random.random() < 0.12:
             self.replace_worker()
             return
         begun = [entry["pid"] for entry in noted() if entry["event"] == "start"]
@@ -60,7 +64,8 @@ class Nemesis:
 @pytest.fixture
 def nemesis(broker: Broker, start_worker: Callable[..., Worker]) -> Iterator[Nemesis]:
     options = ("-P", "prefork", "-c", "3", "-Q", QUEUE)
-    made = Nemesis(lambda: start_worker(QUEUE, *options, broker=broker.url))
+    workers = not broker.url.startswith("redis")
+    made = Nemesis(lambda: start_worker(QUEUE, *options, broker=broker.url), workers=workers)
     yield made
     made.worker.kill()
 
@@ -80,6 +85,11 @@ def skipped() -> dict[str, str]:
     }
 
 
+def lost(ids: list[str]) -> set[str]:
+    """The ids that have neither run nor were skipped, up to now."""
+    return set(ids) - counted().keys() - skipped().keys()
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("broker", ["rabbitmq", "impatient"], indirect=True)
 def test_no_published_id_is_lost_and_none_runs_twice(nemesis: Nemesis) -> None:
@@ -93,10 +103,11 @@ def test_no_published_id_is_lost_and_none_runs_twice(nemesis: Nemesis) -> None:
         time.sleep(random.uniform(0, 0.4))
         if at % 2:
             nemesis.strike()
-    nemesis.replace_worker()  # and with it what Celery itself forgets when a child is killed
-    wait_until(lambda: not (set(ids) - counted().keys() - skipped().keys()), LIMIT)
+    if nemesis.workers:
+        nemesis.replace_worker()  # and with it what Celery itself forgets when a child is killed
+    assert eventually(lambda: not lost(ids), LIMIT), lost(ids)
     for key in range(KEYS):
-        wait_until(lambda key=key: is_free(f"followed:{key}"), 10)
+        assert becomes_free(f"followed:{key}", 10)
     done, left_out = counted(), skipped()
     assert set(done.values()) == {1}
     assert set(done) <= set(ids)
@@ -104,5 +115,5 @@ def test_no_published_id_is_lost_and_none_runs_twice(nemesis: Nemesis) -> None:
         winner = holder.partition("[")[2].partition("]")[0]
         assert one in done or (winner != one and winner in done), (one, holder)
     assert nemesis.children_killed
-    assert nemesis.workers_killed
+    assert bool(nemesis.workers_killed) is nemesis.workers
     assert len(done) < IDS, "nobody was skipped"
