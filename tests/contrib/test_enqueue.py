@@ -854,6 +854,21 @@ def test_a_database_that_is_down_with_the_broker_is_asked_again(
 
 
 @transactional
+def test_a_message_is_given_back_where_the_database_is_down_with_the_broker(
+    sync: Any, queue: Queue, app: Celery, short_pauses: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any) -> bool:
+        raise OperationalError("the server has gone away")
+
+    enqueue_once(sync, (1,))
+    monkeypatch.setattr(sync, "acks_late", True)
+    monkeypatch.setattr(outbox, "unsent", gone)
+    with lock(f"once:{Job.objects.get().key}"), broker_down(app):
+        assert isinstance(in_thread(queue.work), Reject)
+    assert state() == "queued"
+
+
+@transactional
 def test_what_nobody_can_be_told_of_keeps_its_key(
     sync: Any, queue: Queue, app: Celery, short_pauses: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
