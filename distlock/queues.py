@@ -25,7 +25,8 @@ SETTLE = 0.05
 LATE = 0.01
 """Seconds after the end of a lease to look: it shall have ended on the database's clock."""
 FARTHEST = 30.0
-"""Seconds until the next look in any case: the database's clock may be set on, or a row changed."""
+"""Seconds until the next look, however long the lease: the database's clock may be set on, or a row
+changed by hand, and neither is told."""
 PATIENCE = 1.0
 """Seconds after which a turn that nobody has taken goes to the next in line."""
 
