@@ -10,6 +10,8 @@ would have ended. Else, and while a row is pinned and so cannot be marked, it lo
 again: at all awaited names in one statement, soon after something has changed, and a few times a
 second while nothing does. If it cannot listen, it says so once, and tries again later.
 
+For those who have tickets (`turns.py`) it gives signs of life, and it gives back what was given up.
+
 A wake-up is a hint, never a grant: whoever is woken asks the database.
 """
 
@@ -249,15 +251,16 @@ class Lookout:
                 self._wake_all()  # who tries by itself learns more
             return
         self._fails_since = math.inf
+        pace = jitter(1.0)  # one for all: the soonest of many would always be early
         with self._mutex:
             for queue in queues:
-                queue.learn(seen.get(queue.key), told=self._ears.open)
+                queue.learn(seen.get(queue.key), told=self._ears.open, pace=pace)
 
     def _keep_tickets(self) -> bool:
-        """Give signs of life for those of this process who have tickets; see `tickets.py`.
+        """Give signs of life for those of this process who have tickets; say if one was sent.
 
-        Whoever is not well now, or draws its ticket anew, may need one the next time, so that is
-        fixed as long as anybody waits.
+        While anybody waits there is a next time: whoever is not well now, or has just lost its
+        ticket, may have one to keep by then.
         """
         if clock() < self._keep_at:
             return False
@@ -272,7 +275,10 @@ class Lookout:
         return bool(kept)
 
     def _tear_tickets(self) -> bool:
-        """Give back what was given up. If that fails, it counts for nothing soon."""
+        """Give back what was given up; say if a statement was sent.
+
+        If that fails, the tickets count for nothing soon: nobody gives signs of life for them.
+        """
         torn: dict[Name, list[str]] = {}
         while self._given_up:
             key, owner = self._given_up.popleft()
