@@ -39,10 +39,12 @@ def test_the_clock_is_that_of_the_database(backend: Backend, mode: str) -> None:
 
 
 def test_statements_read_the_same_clock(backend: Backend) -> None:
+    """Where there is SQL for it, and where there is not."""
     before = backend.clock(connection)
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {backend.clock_us(connection)} + %s", [0])
-        assert before <= cursor.fetchone()[0] <= backend.clock(connection)
+    for sql in (backend.clock_us(connection), Backend.clock_us(backend, connection)):
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {sql} + %s", [0])
+            assert before <= cursor.fetchone()[0] <= backend.clock(connection)
 
 
 def test_the_clock_counts_microseconds_since_1970(backend: Backend) -> None:
