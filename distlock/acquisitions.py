@@ -100,7 +100,13 @@ class Acquisition:
         return await self._errand(lambda: self._lease(attempt))
 
     async def _errand(self, function: Callable[[], Lease | None]) -> Lease | None:
-        return await Errand(function, unwanted=_give_back).run()
+        return await Errand(function, unwanted=self._unwanted).run()
+
+    def _unwanted(self, lease: Lease | None) -> None:
+        """Give back what came for a task that was cancelled, maybe before it had a turn."""
+        _give_back(lease)
+        if self._turn:
+            self._turn.abandon()
 
     # -- what runs in a thread -------------------------------------------------------------------
 

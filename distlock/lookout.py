@@ -10,6 +10,8 @@ would have ended. Else, and while a row is pinned and so cannot be marked, it lo
 again: at all awaited names in one statement, soon after something has changed, and a few times a
 second while nothing does. If it cannot listen, it says so once, and tries again later.
 
+For those who have tickets (`turns.py`) it gives signs of life, and it gives back what was given up.
+
 A wake-up is a hint, never a grant: whoever is woken asks the database.
 """
 
@@ -18,13 +20,14 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from contextlib import suppress
 
 from django.db import Error
 
 from .backends import backend_for, tickets
 from .background import Background, after_fork
-from .connections import LIMIT, private
+from .connections import LIMIT, Private, private
 from .deadlines import clock, jitter
 from .ears import Ears
 from .events import log
@@ -42,6 +45,8 @@ BATCH = 500
 """Names in one statement."""
 LIFE = 4.0
 """Seconds that a sign of life holds for a ticket: so long a dead waiter may be waited for."""
+KEEP = LIFE / 3
+"""Seconds between two signs of life: one that fails shall not cost the ticket."""
 
 
 class Lookout:
@@ -61,6 +66,7 @@ class Lookout:
         self._fails_since = math.inf
         self._planned = 0.0
         self._keep_at = math.inf
+        self._given_up: deque[tuple[Name, str]] = deque()
         self._thread = Background(
             f"distlock-lookout-{alias}", self._step, self._ears.close, self._ears
         )
@@ -77,7 +83,7 @@ class Lookout:
             queue.arrange()
             is_new = len(queue.waiters) == 1
             if waiter.ticket() is not None and self._keep_at == math.inf:
-                self._keep_at, is_new = clock() + LIFE / 4, True
+                self._keep_at, is_new = clock() + KEEP, True
         if is_new:
             self._thread.ensure_started()
             self._ears.set()
@@ -112,6 +118,12 @@ class Lookout:
         if soon < self._planned:
             self._ears.set()
 
+    def tear(self, key: Name, owner: str) -> None:
+        """Give a ticket back for whoever cannot wait for the database. Blocks nobody."""
+        self._given_up.append((key, owner))
+        self._thread.ensure_started()
+        self._ears.set()
+
     def rouse(self) -> None:
         """Let everybody in a line try, and see what the time is: a test has moved the clock on."""
         with self._mutex:
@@ -138,8 +150,8 @@ class Lookout:
             due = self._due()
             for start in range(0, len(due), BATCH):
                 self._look(due[start : start + BATCH])
-            self._keep_tickets()
-            if due:
+            written = [self._keep_tickets(), self._tear_tickets()]
+            if due or any(written):
                 self._hear()  # what came with the answer to a statement wakes no sleeper
             return self._delay()
         except BaseException:
@@ -224,9 +236,8 @@ class Lookout:
         return [queue for queue in queues if queue.due <= now or not queue.told]
 
     def _look(self, queues: list[Queue]) -> None:
-        one = self._ears.private if self._ears.open else self._private
         try:
-            with one.use() as connection:
+            with self._speaker.use() as connection:
                 seen = backend_for(connection).look(
                     connection, [queue.key for queue in queues], mark=self._ears.open
                 )
@@ -240,30 +251,56 @@ class Lookout:
                 self._wake_all()  # who tries by itself learns more
             return
         self._fails_since = math.inf
+        pace = jitter(1.0)  # one for all: the soonest of many would always be early
         with self._mutex:
             for queue in queues:
-                queue.learn(seen.get(queue.key), told=self._ears.open)
+                queue.learn(seen.get(queue.key), told=self._ears.open, pace=pace)
 
-    def _keep_tickets(self) -> None:
-        """Give signs of life for those of this process who have tickets; see `tickets.py`."""
+    def _keep_tickets(self) -> bool:
+        """Give signs of life for those of this process who have tickets; say if one was sent.
+
+        While anybody waits there is a next time: whoever is not well now, or has just lost its
+        ticket, may have one to keep by then.
+        """
         if clock() < self._keep_at:
-            return
+            return False
         with self._mutex:
             waiters = [waiter for queue in self._queues.values() for waiter in queue.waiters]
             kept = [number for one in waiters if one.is_well and (number := one.ticket())]
-        self._keep_at = clock() + LIFE / 4 if kept else math.inf
-        one = self._ears.private if self._ears.open else self._private
-        for start in range(0, len(kept), BATCH):
-            with suppress(Error), one.use() as connection:
-                alive_until = backend_for(connection).clock(connection) + int(LIFE * 1e6)
-                tickets.keep(connection, kept[start : start + BATCH], alive_until)
+            self._keep_at = clock() + KEEP if waiters else math.inf
+        with suppress(Error):
+            for start in range(0, len(kept), BATCH):
+                with self._speaker.use() as connection:
+                    tickets.keep(connection, kept[start : start + BATCH], int(LIFE * 1e6))
+        return bool(kept)
+
+    def _tear_tickets(self) -> bool:
+        """Give back what was given up; say if a statement was sent.
+
+        If that fails, the tickets count for nothing soon: nobody gives signs of life for them.
+        """
+        torn: dict[Name, list[str]] = {}
+        while self._given_up:
+            key, owner = self._given_up.popleft()
+            torn.setdefault(key, []).append(owner)
+        with suppress(Error):
+            for (name, slot), owners in torn.items():
+                for start in range(0, len(owners), BATCH):
+                    with self._speaker.use() as connection:
+                        tickets.tear(connection, name, slot, owners[start : start + BATCH])
+        return bool(torn)
+
+    @property
+    def _speaker(self) -> Private:
+        """The connection for statements. Each may bring messages along, if it listens, too."""
+        return self._ears.private if self._ears.open else self._private
 
     def _delay(self) -> float:
         now = clock()
         with self._mutex:
             dues = [queue.due for queue in self._queues.values()]
             dues.append(self._keep_at)
-            if dues and self._notifies and not self._ears.open:
+            if self._queues and self._notifies and not self._ears.open:
                 dues.append(self._listen_at)
             self._planned = min([now + IDLE, *dues])
         return max(0.0, self._planned - now)

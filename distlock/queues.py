@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Protocol
 
 from .backends.base import Seen
-from .deadlines import clock, jitter
+from .deadlines import clock
 
 Name = tuple[str, int]
 """Name and slot."""
@@ -25,7 +25,8 @@ SETTLE = 0.05
 LATE = 0.01
 """Seconds after the end of a lease to look: it shall have ended on the database's clock."""
 FARTHEST = 30.0
-"""Seconds until the next look in any case: the database's clock may be set on, or a row changed."""
+"""Seconds until the next look, however long the lease: the database's clock may be set on, or a row
+changed by hand, and neither is told."""
 PATIENCE = 1.0
 """Seconds after which a turn that nobody has taken goes to the next in line."""
 
@@ -96,8 +97,8 @@ class Queue:
         self.due = min(self.due, clock() + max(SETTLE, self.delay))
         return self.due
 
-    def learn(self, seen: Seen | None, *, told: bool) -> None:
-        """Take note of what a look has shown. `told`: somebody listens."""
+    def learn(self, seen: Seen | None, *, told: bool, pace: float) -> None:
+        """Take note of what a look has shown. `told`: somebody listens. `pace`: of the looks."""
         left = seen.time_left / 1e6 if seen else 0.0
         if seen is None or seen.token != self.token:
             self.delay = FIRST
@@ -108,7 +109,7 @@ class Queue:
             self.due = now + min(left + LATE, FARTHEST)
             return
         # One that is free and still not to be had is locked: then a look and a try are two.
-        self.due = now + (min(jitter(self.delay), left + LATE) if left else 2 * jitter(self.delay))
+        self.due = now + (min(pace * self.delay, left + LATE) if left else 2 * pace * self.delay)
         self.delay = min(self.delay * GROWTH, LONGEST)
         if not left:
             self.wake()

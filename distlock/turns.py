@@ -16,11 +16,9 @@ from typing import TypeVar
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .backends import backend_for, tickets
+from .backends import tickets
 from .backends.base import Claim
-from .background import soon
-from .connections import on_private
-from .lookout import LIFE
+from .lookout import LIFE, lookout
 from .places import Place
 
 T = TypeVar("T")
@@ -44,10 +42,9 @@ class Turn:
     def _has_come(self, connection: BaseDatabaseWrapper) -> bool:
         ahead = self._ahead(connection)
         if ahead:
-            now = backend_for(connection).clock(connection)
-            dead = [ticket.id for ticket in ahead if ticket.alive_until <= now]
+            dead = [ticket.id for ticket in ahead if not ticket.is_alive]
             if dead:
-                tickets.tear_dead(connection, dead, now)
+                tickets.tear_dead(connection, dead)
             if len(dead) < len(ahead):
                 self._stand_in_line(connection)
                 return False
@@ -60,8 +57,7 @@ class Turn:
     def _stand_in_line(self, connection: BaseDatabaseWrapper) -> None:
         if self.number is not None or not self._begin_to_draw():
             return
-        alive_until = backend_for(connection).clock(connection) + int(LIFE * 1_000_000)
-        tickets.draw(connection, self._name, self._slot, self._owner, alive_until)
+        tickets.draw(connection, self._name, self._slot, self._owner, int(LIFE * 1_000_000))
         self._ahead(connection)
         if self._is_given_up():  # meanwhile, by a task that could not know of the ticket
             self._tear(connection)
@@ -89,9 +85,9 @@ class Turn:
 
     def abandon(self) -> None:
         """Give the ticket back from where nobody can wait for the database."""
-        alias = self._place().connection.alias
         if self._end():
-            soon(lambda: on_private(alias, self._tear))
+            alias = self._place().connection.alias
+            lookout(alias).tear((self._name, self._slot), self._owner)
 
     def _end(self) -> bool:
         """Whether there is a ticket to give back, and nobody has done so."""
@@ -101,7 +97,7 @@ class Turn:
             return had
 
     def _tear(self, connection: BaseDatabaseWrapper) -> None:
-        tickets.tear(connection, self._name, self._slot, self._owner)
+        tickets.tear(connection, self._name, self._slot, [self._owner])
 
     def _run(self, statement: Callable[[BaseDatabaseWrapper], T]) -> T:
         return self._place().run(statement)

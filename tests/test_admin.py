@@ -718,7 +718,7 @@ EVIL = "<script>alert('x')</script>\"&"
 def test_every_page_escapes_every_text() -> None:
     client = browser(superuser=True)
     hold(EVIL, note=EVIL, host=EVIL, thread=EVIL, owner=EVIL[:64])
-    tickets.draw(connection, EVIL, 0, EVIL, 2**60)
+    tickets.draw(connection, EVIL, 0, EVIL, HOUR)
     once(EVIL).run(lambda: EVIL)
     Job.objects.update(task=EVIL, task_id=EVIL, arguments=EVIL)
     pk = primary(EVIL)

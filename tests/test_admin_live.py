@@ -108,11 +108,10 @@ def test_what_a_derived_class_does_not_show_is_not_told(
 def test_who_waits_in_line_is_counted(client: Client) -> None:
     hold()
     hold("other")
-    alive = backend_for(connection).clock(connection) + HOUR
     for number in range(3):
-        tickets.draw(connection, "n", 0, f"w{number}", alive)
-    tickets.draw(connection, "n", 0, "dead", 1)
-    tickets.draw(connection, "n", 1, "of another slot", alive)
+        tickets.draw(connection, "n", 0, f"w{number}", HOUR)
+    tickets.draw(connection, "n", 0, "dead", 0)
+    tickets.draw(connection, "n", 1, "of another slot", HOUR)
     assert table(client)["n"]["badge"] == "held 3 wait in line"
     assert "Waiting: 3 wait in line" in text(client.get(f"{LIST}{primary()}/change/"))
     assert table(client)["other"]["badge"] == "held"

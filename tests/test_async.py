@@ -16,7 +16,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections, transaction
 from django.test import TestCase
 
-from distlock import AlreadyHeld, Lease, LockBusy, LockLost, lock
+from distlock import AlreadyHeld, Lease, LockBusy, LockLost, acquisitions, lock
 from distlock.backends import tickets
 from distlock.keeper import keeper
 from distlock.lookout import lookout
@@ -41,12 +41,13 @@ async def step() -> None:
 
 
 def nothing_is_left(name: str, within: float = 5.0) -> bool:
-    """Whether nobody holds or awaits a lock of this process, and others get it."""
+    """Whether nobody holds or awaits a lock of this process, or has a ticket, and others get it."""
     gc.collect()  # what was dropped without a release would warn here
     return (
         eventually(lambda: not keeper.rounds("default")._kept(), within)
         and not lookout("default")._queues
         and becomes_free(name, within)
+        and eventually(lambda: not Ticket.objects.exists(), within)
     )
 
 
@@ -478,25 +479,29 @@ async def ended(task: asyncio.Task[Lease]) -> bool:
     return False
 
 
-def test_cancelled_at_random_instants() -> None:
+@pytest.mark.parametrize("fair", [False, True])
+def test_cancelled_at_random_instants(fair: bool) -> None:
     """The first half has the lock for itself, the others wait for it; a thousand together."""
     random.seed(4)
     cancelled = {"free": 0, "held": 0}
+
+    def acquire() -> asyncio.Task[Lease]:
+        return asyncio.create_task(lock("x", wait=30, fair=fair).aacquire())
 
     async def main() -> None:
         usual = 1.0
         for _ in range(10):
             start = time.monotonic()
-            lease = await lock("x").aacquire()
+            lease = await lock("x", fair=fair).aacquire()
             usual = min(usual, time.monotonic() - start)
             await lease.arelease()
         for _ in range(500):
-            task = asyncio.create_task(lock("x", wait=30).aacquire())
+            task = acquire()
             await asyncio.sleep(random.random() * 1.5 * usual)
             cancelled["free"] += await ended(task)
         for _ in range(50):
             async with lock("x", wait=30):
-                tasks = [asyncio.create_task(lock("x", wait=30).aacquire()) for _ in range(10)]
+                tasks = [acquire() for _ in range(10)]
                 await asyncio.sleep(random.random() * 2 * usual)
                 for task in tasks[:-1]:
                     cancelled["held"] += await ended(task)
@@ -509,12 +514,13 @@ def test_cancelled_at_random_instants() -> None:
     assert nothing_is_left("x", 10)
 
 
+@pytest.mark.parametrize("fair", [False, True])
 @pytest.mark.parametrize("busy", [False, True])
-def test_cancelled_at_every_turn_of_the_loop(busy: bool) -> None:
+def test_cancelled_at_every_turn_of_the_loop(busy: bool, fair: bool) -> None:
     """However many turns the loop has taken since: 0, 1, 2, .. until the acquire is through."""
 
     async def attempt(turns: int) -> bool:
-        task = asyncio.create_task(lock("x", wait=30).aacquire())
+        task = asyncio.create_task(lock("x", wait=30, fair=fair).aacquire())
         for _ in range(turns):
             await step()
             if task.done():
@@ -629,6 +635,37 @@ def test_a_ticket_that_is_drawn_for_a_cancelled_task_is_torn(
             cancelled.set()
             await sync_to_async(time.monotonic)()
             assert not await Ticket.objects.aexists()
+
+    run(main)
+    assert nothing_is_left("x")
+
+
+def test_a_ticket_for_a_task_that_was_cancelled_before_it_had_a_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread had begun, and draws for a task that could not know of it."""
+    begun, cancelled, drawn = threading.Event(), threading.Event(), threading.Event()
+    real_place, real_draw = acquisitions.place, tickets.draw
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        begun.set()
+        cancelled.wait(20)
+        return real_place(*arguments, **more)
+
+    def draw(*arguments: Any) -> None:
+        real_draw(*arguments)
+        drawn.set()
+
+    async def main() -> None:
+        async with lock("x"):
+            monkeypatch.setattr(acquisitions, "place", slow)
+            monkeypatch.setattr(tickets, "draw", draw)
+            task = asyncio.create_task(lock("x", fair=True, wait=30).aacquire())
+            assert await elsewhere(begun.wait, 20)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            cancelled.set()
+            assert await elsewhere(drawn.wait, 20)
 
     run(main)
     assert nothing_is_left("x")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +19,17 @@ from typing import Any, TypeVar
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.management import call_command
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from distlock import LockBusy, lock
 from distlock.backends import backend_for
-from distlock.lookout import LIFE
+from distlock.backends import tickets as store
+from distlock.connections import Private
+from distlock.deadlines import clock
+from distlock.ears import Ears
+from distlock.lookout import KEEP, LIFE, Lookout
 from distlock.models import Ticket
+from distlock.waiting import Sleeper
 from tests.support import eventually, in_thread, is_free
 
 T = TypeVar("T")
@@ -312,3 +318,133 @@ def test_threads_that_draw_at_the_same_time_are_served_by_their_tickets() -> Non
     assert len(served) == len(threads)
     assert time.monotonic() - start < LIFE * 2
     assert tickets() == 0
+
+
+# -- the lookout's part --------------------------------------------------------------------------
+
+
+class OwnEars(Ears):
+    """Ears on a connection that no other lookout of this process listens on."""
+
+    private: Any = None
+
+
+@pytest.fixture
+def still() -> Iterator[Lookout]:
+    """A lookout without a thread: the test takes its steps."""
+    one = Lookout("default")
+    one._ears.forget()
+    one._ears = ears = OwnEars("default")
+    one._thread.ensure_started = lambda: None  # type: ignore[method-assign]
+    ears.private = Private("default")
+    yield one
+    ears.close()
+    ears.forget()
+
+
+def drawn(owner: str = "owner") -> Ticket:
+    """A ticket without a sign of life."""
+    store.draw(connection, "x", 0, owner, 0)
+    return Ticket.objects.get(owner=owner)
+
+
+def test_who_was_not_well_for_a_while_has_signs_of_life_again(
+    monkeypatch: pytest.MonkeyPatch, still: Lookout
+) -> None:
+    ticket, ahead = drawn(), 0.0
+    waiter = Sleeper(lambda: ticket.pk)
+    still.join(("x", 0), waiter)
+    monkeypatch.setattr("distlock.lookout.clock", lambda: clock() + ahead)
+
+    waiter._seen -= 60  # its try takes long, or the process was stopped
+    ahead += KEEP
+    assert not still._keep_tickets()
+    assert still._delay() <= KEEP
+
+    waiter._seen += 60
+    ahead += KEEP
+    assert still._keep_tickets()
+    now = backend_for(connection).clock(connection)
+    assert 0 < Ticket.objects.get().alive_until - now <= LIFE * 1e6
+
+    still.leave(("x", 0), waiter, granted=False)
+    ahead += KEEP
+    assert not still._keep_tickets()
+    assert still._delay() > KEEP, "nobody waits"
+
+
+@pytest.mark.vendor("postgresql")
+def test_a_message_that_comes_with_the_answer_to_a_sign_of_life(
+    monkeypatch: pytest.MonkeyPatch, still: Lookout
+) -> None:
+    """What a statement has read from the wire wakes no sleeper."""
+    ticket, keep = drawn(), store.keep
+    waiter = Sleeper(lambda: ticket.pk)
+    lease = lock("x", ttl=300).acquire()
+    still.join(("x", 0), waiter)
+    still._step()
+    assert still._ears.open
+    assert not waiter._bell.is_set()
+
+    def late(*arguments: Any) -> None:
+        lease.release()
+        assert select.select([still._ears.private.wire], [], [], 20)[0], "the message has come"
+        keep(*arguments)
+
+    monkeypatch.setattr(store, "keep", late)
+    still._keep_at = 0.0
+    still._step()
+    assert waiter._bell.is_set()
+
+
+def test_tickets_are_given_back_in_one_statement(
+    monkeypatch: pytest.MonkeyPatch, still: Lookout
+) -> None:
+    calls, tear = [], store.tear
+    monkeypatch.setattr(store, "tear", lambda *given: (calls.append(given[1:]), tear(*given)))
+    for owner in ("a", "b", "c"):
+        drawn(owner)
+    for owner in ("a", "b"):
+        still.tear(("x", 0), owner)
+    still._step()
+    assert calls == [("x", 0, ["a", "b"])]
+    assert [ticket.owner for ticket in Ticket.objects.all()] == ["c"]
+
+
+def test_a_ticket_that_cannot_be_given_back_is_nobodys_error(
+    monkeypatch: pytest.MonkeyPatch, still: Lookout
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OperationalError("no answer")
+
+    drawn()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "tear", fail)
+        still.tear(("x", 0), "owner")
+        still._step()
+    still._step()
+    assert tickets() == 1, "it counts for nothing, and is not tried for again"
+
+
+def test_who_is_cancelled_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are: the lookout gives the tickets back."""
+    threads, tear = [], store.tear
+
+    def noted(*arguments: Any) -> None:
+        threads.append(threading.current_thread().name)
+        tear(*arguments)
+
+    monkeypatch.setattr(store, "tear", noted)
+
+    async def main() -> None:
+        async with lock("x"):
+            tasks = [asyncio.create_task(lock("x", fair=True).aacquire()) for _ in range(20)]
+            assert await asyncio.to_thread(in_thread, lambda: in_line(20))
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert await asyncio.to_thread(in_thread, lambda: in_line(0))
+        await sync_to_async(connections.close_all)()
+
+    asyncio.run(main())
+    assert set(threads) == {"distlock-lookout-default"}

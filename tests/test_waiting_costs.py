@@ -11,8 +11,9 @@ import pytest
 from django.db import connection
 
 from distlock import lock
+from distlock.backends.tickets import TICKETS
 from distlock.connections import private
-from distlock.lookout import lookout
+from distlock.lookout import IDLE, Lookout, lookout
 from tests.support import eventually, in_thread, other_session, sessions
 from tests.waiters import (
     LIMIT,
@@ -99,6 +100,27 @@ def test_elsewhere_a_process_looks_at_most_four_times_a_second(monkeypatch: Any)
         if connection.vendor == "mysql":
             opened = 8  # what the sessions that count have asked themselves
             assert questions() - asked <= 4 * 5 + opened
+    finish(lined_up)
+
+
+@servers
+def test_fair_costs_a_process_less_than_a_statement_a_second(listening: Any) -> None:
+    """A sign of life for all together. Each is one round trip, which reads the clock, too."""
+    with held(*NAMES):
+        lined_up = [waiter for name in NAMES for waiter in line_up(name, 2, fair=True)]
+        assert listening()
+        settle(*NAMES)
+        asked = questions() if connection.vendor == "mysql" else 0
+        with statements() as said:
+            time.sleep(6)
+        signs = [sql for sql in said if TICKETS in sql]
+        assert 2 <= len(signs) <= 5
+        if connection.vendor == "mysql":
+            assert len(said) <= 4 * 6
+            opened = 8
+            assert questions() - asked <= 4 * 6 + opened
+        else:
+            assert said == signs
     finish(lined_up)
 
 
@@ -200,6 +222,15 @@ def test_it_makes_way_where_a_database_is_made_or_dropped(listening: Any) -> Non
             lookout("default")._thread.wake()
             assert eventually(lambda: not ears.open)
     assert opened == []
+
+
+def test_a_lookout_for_nobody_sleeps() -> None:
+    """Also if it does not listen: there is no need to."""
+    one = Lookout("default")
+    for _ in range(2):
+        assert one._step() == pytest.approx(IDLE, rel=0.1)
+    assert not one._ears.open
+    one.forget()
 
 
 # -- threads -------------------------------------------------------------------------------------

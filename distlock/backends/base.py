@@ -360,6 +360,10 @@ class Backend:
         """Return the database's clock, now, in microseconds since 1970."""
         raise NotImplementedError
 
+    def clock_us(self, connection: BaseDatabaseWrapper) -> str:
+        """Return the SQL for what `clock` says; a number, if the database cannot count so."""
+        return str(self.clock(connection))
+
     def now(self, connection: BaseDatabaseWrapper) -> str:
         """Return the SQL for that moment, as columns keep it. Never when a transaction began."""
         raise NotImplementedError

@@ -97,7 +97,7 @@ class Generic(Backend):
         "": "CURRENT_TIMESTAMP",
     }
     clock_sql: ClassVar[str | None] = None
-    """A SELECT of the clock in microseconds; `None`: of the moment, which is then converted."""
+    """The SQL for the clock in microseconds; `None`: for the moment, which is then converted."""
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
         parameters = claim.parameters(waited)
@@ -284,9 +284,14 @@ class Generic(Backend):
 
     def clock(self, connection: BaseDatabaseWrapper) -> int:
         with connection.cursor() as cursor:
-            cursor.execute(self.clock_sql or self._select_now(connection))
+            cursor.execute(
+                f"SELECT {self.clock_sql}" if self.clock_sql else self._select_now(connection)
+            )
             value = cursor.fetchone()[0]
         return value if isinstance(value, int) else microseconds_of(self.moment_from_db(value))
+
+    def clock_us(self, connection: BaseDatabaseWrapper) -> str:
+        return self.clock_sql or super().clock_us(connection)
 
     def examine_settings(self, connection: BaseDatabaseWrapper, threads: int) -> Iterator[Finding]:
         if not connection.features.has_select_for_update:

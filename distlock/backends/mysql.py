@@ -203,7 +203,7 @@ class MySQL(Generic):
     contention = frozenset({1205, 1213, 3572, 1020})
     overdue = frozenset({1969, 3024})
     now_sql = {"": NOW}
-    clock_sql = f"SELECT {_us(NOW)}"
+    clock_sql = _us(NOW)
     share_sql = "FOR SHARE SKIP LOCKED"
     share_lookups = ("pk__gte", "pk__lte")  # see Note [Constant rows]
     _insert_sql = INSERT

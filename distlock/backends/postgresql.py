@@ -398,8 +398,11 @@ class PostgreSQL(Backend):
 
     def clock(self, connection: BaseDatabaseWrapper) -> int:
         with connection.cursor() as cursor:
-            cursor.execute(f"SELECT {_us('clock_timestamp()')}")
+            cursor.execute(f"SELECT {self.clock_us(connection)}")
             return int(cursor.fetchone()[0])
+
+    def clock_us(self, connection: BaseDatabaseWrapper) -> str:
+        return _us("clock_timestamp()")
 
     def now(self, connection: BaseDatabaseWrapper) -> str:
         return "clock_timestamp()"

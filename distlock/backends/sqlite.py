@@ -116,7 +116,7 @@ class SQLite(Generic):
 
     private_connection = False
     now_sql = {"": NOW}
-    clock_sql = f"SELECT {_us(repr('now'))}"
+    clock_sql = _us("'now'")
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
         parameters = claim.parameters(waited)

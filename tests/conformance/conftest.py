@@ -28,7 +28,7 @@ class PortableOnPostgreSQL(Generic):
 
     exact_collation = PostgreSQL.exact_collation
     now_sql = {"": "clock_timestamp()"}
-    clock_sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+    clock_sql = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
     moment_to_db = PostgreSQL.moment_to_db
     moment_from_db = PostgreSQL.moment_from_db
 

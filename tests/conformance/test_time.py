@@ -38,6 +38,15 @@ def test_the_clock_is_that_of_the_database(backend: Backend, mode: str) -> None:
     assert before <= backend.clock(connection) <= now()
 
 
+def test_statements_read_the_same_clock(backend: Backend) -> None:
+    """Where there is SQL for it, and where there is not."""
+    before = backend.clock(connection)
+    for sql in (backend.clock_us(connection), Backend.clock_us(backend, connection)):
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {sql} + %s", [0])
+            assert before <= cursor.fetchone()[0] <= backend.clock(connection)
+
+
 def test_the_clock_counts_microseconds_since_1970(backend: Backend) -> None:
     """Not in the session's or the server's time zone: those are hours away."""
     assert abs(backend.clock(connection) - time.time() * 1e6) < 10 * MINUTE
