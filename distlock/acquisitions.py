@@ -77,6 +77,7 @@ class Acquisition:
         lease = self._nested()
         if lease is not None:
             return lease
+        mine, self._context = self._context, contexts.Context()  # until the task has the lease
         try:
             lease = await self._errand(lambda: self._adopted() or self._lease(self._try_first))
             if lease is None and self._deadline.left > 0:
@@ -89,6 +90,8 @@ class Acquisition:
         finally:
             if self._turn:
                 self._turn.abandon()
+        if lease is not None:
+            lease.hand_to(mine)
         return lease
 
     async def _try_in_thread(self, waited: float) -> Lease | None:
@@ -102,11 +105,11 @@ class Acquisition:
     async def _errand(self, function: Callable[[], Lease | None]) -> Lease | None:
         return await Errand(function, unwanted=self._unwanted).run()
 
-    def _unwanted(self, lease: Lease | None) -> None:
+    def _unwanted(self, lease: Lease | None) -> Callable[[], None] | None:
         """Give back what came for a task that was cancelled, maybe before it had a turn."""
-        _give_back(lease)
         if self._turn:
             self._turn.abandon()
+        return None if lease is None else lease.decline()
 
     # -- what runs in a thread -------------------------------------------------------------------
 
@@ -286,11 +289,6 @@ def _claim_of(lock: Lock) -> Claim:
         durable=durable and not lock.atomic,
         resumes=lock.resumes,
     )
-
-
-def _give_back(lease: Lease | None) -> None:
-    if lease is not None:
-        lease.abandon()
 
 
 def _tell_lost(term: Term, reason: str) -> None:

@@ -1,7 +1,8 @@
-"""The life of one background thread: started when first needed, fork-safe, stopped at exit.
+"""The life of background threads: started when first needed, fork-safe, stopped at exit.
 
-A thread sleeps until the moment that its last step named, or until it is woken. A step that
-raises is logged, and the thread goes on.
+One of ours sleeps until the moment that its last step named, or until it is woken. A step that
+raises is logged, and the thread goes on. What is the user's runs in other threads, a few at a time;
+the process ends without waiting for those.
 
 # Note [Fork]
 A child has none of its parent's threads, and shares its parent's sockets: one byte of protocol on
@@ -16,8 +17,12 @@ import atexit
 import logging
 import os
 import threading
+import time
 import warnings
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Protocol
 from weakref import WeakSet
 
@@ -27,6 +32,15 @@ from .events import log
 
 RETRY = 1.0
 """Seconds until a step that raised is tried again."""
+
+SIGNAL = "distlock-signal"
+"""The name of the threads that send signals."""
+FEW = 8
+"""Such threads at a time, while none of them hangs."""
+MOST = 64
+"""Such threads at a time."""
+STUCK = 1.0
+"""Seconds without the begin of another call after which there is one thread more."""
 
 
 class Bell(Protocol):
@@ -138,16 +152,95 @@ def after_fork(forget: Callable[[], None]) -> None:
         os.register_at_fork(after_in_child=forget)
 
 
-def soon(function: Callable[[], object]) -> None:
-    """Call a function of the user's on a thread of its own, so that it cannot stop ours."""
+class Messengers:
+    """A few threads that call functions of the user's, so that none of those can stop ours.
 
-    def run() -> None:
+    Each ends when nothing waits to be called. As a function may hang, or wait for one that comes
+    later, there is one thread more for every `STUCK` seconds in which none has had time for the
+    next, up to `MOST`.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.RLock()  # reentrant: a signal handler may find a loss
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._threads: set[threading.Thread] = set()
+        self._watcher: threading.Thread | None = None
+        self._begun = 0
+
+    def send(self, function: Callable[[], object]) -> None:
+        """Let a function be called, and do not wait for that."""
+        try:
+            with self._mutex:
+                self._waiting.append(function)
+                if len(self._threads) < FEW:
+                    self._threads.add(_started(self._call_all))
+                elif self._watcher is None:
+                    self._watcher = _started(self._watch)
+        except RuntimeError:  # no more threads, or the interpreter is ending
+            if not self._threads:
+                with suppress(ValueError):
+                    self._waiting.remove(function)
+                log(logging.ERROR, "signal_not_sent: there are no more threads", exc_info=True)
+
+    def _call_all(self) -> None:
+        while (function := self._next()) is not None:
+            copy_context().run(_call, function)
+
+    def _next(self) -> Callable[[], object] | None:
+        with self._mutex:
+            if self._waiting:
+                self._begun += 1
+                return self._waiting.popleft()
+            self._threads.discard(threading.current_thread())
+            return None
+
+    def _watch(self) -> None:
+        """Start one more thread whenever none has begun another call for a while."""
+        begun = -1
+        while True:
+            with self._mutex:
+                if not self._waiting:
+                    self._watcher = None
+                    return
+                stuck, begun = begun == self._begun, self._begun
+                waiting, threads = len(self._waiting), len(self._threads)
+                if stuck and threads < MOST:
+                    with suppress(RuntimeError):
+                        self._threads.add(_started(self._call_all))
+            if stuck and threads < MOST:
+                text = "signal_delayed threads=%d waiting=%d: receivers hang"
+                log(logging.WARNING, text, threads=threads, waiting=waiting)
+            time.sleep(STUCK)
+
+
+def _started(target: Callable[[], None]) -> threading.Thread:
+    """Return a new thread. Raises `RuntimeError` if there can be no more."""
+    thread = threading.Thread(target=target, name=SIGNAL, daemon=True)
+    thread.start()
+    return thread
+
+
+def _call(function: Callable[[], object]) -> None:
+    try:
         try:
             function()
         finally:
             connections.close_all()
+    except BaseException:  # also what would end the thread: others wait to be called
+        text = "thread_failed: the %s thread goes on after an error"
+        log(logging.ERROR, text, thread_name=SIGNAL, exc_info=True)
 
-    try:
-        threading.Thread(target=run, name="distlock-signal", daemon=True).start()
-    except RuntimeError:
-        log(logging.ERROR, "signal_not_sent: there are no more threads", exc_info=True)
+
+_messengers = Messengers()
+
+
+def soon(function: Callable[[], object]) -> None:
+    """Call a function of the user's in a thread that is not ours, and not the caller's."""
+    _messengers.send(function)
+
+
+def _forget() -> None:
+    _messengers.__init__()  # type: ignore[misc]
+
+
+after_fork(_forget)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -21,8 +22,9 @@ T = TypeVar("T")
 class Errand(Generic[T]):
     """A function to be run in a thread for a task.
 
-    unwanted: called with a result that comes for a task that was cancelled. Such a function is not
-        begun any more once the task is.
+    unwanted: called, in any thread, with a result that comes for a task that was cancelled; what it
+        returns is then called in the thread of synchronous code. Such a function is not begun any
+        more once the task is cancelled.
     instead: called if the function, which must run all the same, can never begin, or has not
         begun after `patience` seconds. It may still begin later.
     """
@@ -31,7 +33,7 @@ class Errand(Generic[T]):
         self,
         function: Callable[[], T],
         *,
-        unwanted: Callable[[T], None] | None = None,
+        unwanted: Callable[[T], Callable[[], None] | None] | None = None,
         instead: Callable[[], None] | None = None,
         patience: float | None = None,
     ) -> None:
@@ -51,8 +53,10 @@ class Errand(Generic[T]):
         try:
             errand = asyncio.ensure_future(sync_to_async(self._run)())
             return (await asyncio.shield(errand))[0]
-        except (asyncio.CancelledError, GeneratorExit):
-            self._cancel()
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            rest = self._cancel()
+            if rest is not None and not isinstance(error, GeneratorExit):  # then no loop is left
+                _call_in_thread(rest)
             errand.add_done_callback(self._has_ended)
             raise
         except BaseException:
@@ -72,15 +76,18 @@ class Errand(Generic[T]):
             self._results.append(result)
             too_late = self._cancelled
         if too_late and self._unwanted is not None:
-            self._unwanted(result)
+            rest = self._unwanted(result)
+            if rest is not None:
+                rest()
         return self._results
 
-    def _cancel(self) -> None:
+    def _cancel(self) -> Callable[[], None] | None:
         with self._mutex:
             self._cancelled = True
             results = list(self._results)
         if results and self._unwanted is not None:
-            self._unwanted(results[0])
+            return self._unwanted(results[0])
+        return None
 
     def _has_ended(self, errand: asyncio.Future[list[T]]) -> None:
         if errand.cancelled() or errand.exception() is not None:  # nobody is left to be told
@@ -91,3 +98,14 @@ class Errand(Generic[T]):
             begun = self._begun
         if not begun and self._instead is not None:
             self._instead()
+
+
+def _call_in_thread(function: Callable[[], None]) -> None:
+    """Call a function in the thread of synchronous code, and let nobody wait for that.
+
+    Not by a task: a loop that is about to end would cancel it, maybe before the thread begins.
+    """
+    call = sync_to_async(function)()
+    with suppress(RuntimeError):  # the thread takes no more work
+        call.send(None)  # until it would wait for the thread
+    call.close()

@@ -212,11 +212,11 @@ class Lease:
         """Give the lock back; see `release`. That happens even if the task is cancelled here."""
         await self._in_thread(self.release)
 
-    def abandon(self) -> None:
+    def abandon(self, *, unused: bool = False) -> None:
         """Give the lock back without a word to the database: the keeper frees it soon.
 
-        For where nobody can wait, and no transaction has to do with the lease. A loss is left for
-        `release` to tell.
+        For where nobody can wait, and no transaction has to do with the lease, be it that there is
+        none or that the lease is `unused`. A loss is left for `release` to tell.
         """
         if self._term.lost:
             return
@@ -228,10 +228,30 @@ class Lease:
         if term.unshare(self) or term.over:
             return
         self._context.forget(term)
-        if term.kept:
+        if term.state is State.RELEASING:  # it was adopted, and what it had released stands
+            return
+        if term.kept or (unused and term.renewed_here):
             self._leave_to_keeper()
         else:
             term.abandon()
+
+    def hand_to(self, context: Context) -> None:
+        """Let another thread or task hold it from now on."""
+        self._context.forget(self._term)
+        self._context = context
+        if not self._released:
+            context.remember(self._term)
+
+    def decline(self) -> Callable[[], None] | None:
+        """Give back what a task was granted that had been cancelled: nothing was done under it.
+
+        So the keeper may free it, in a transaction, too. Return what is to be called, in the thread
+        of synchronous code, where the keeper does not have it: only that connection may see it.
+        """
+        if self._term.renewed_here:
+            self.abandon(unused=True)
+            return None
+        return self._release_quietly
 
     def __enter__(self) -> Self:
         return self
@@ -248,12 +268,7 @@ class Lease:
         if exc is None:
             self.release()
             return
-        try:
-            self.release()
-        except LockLost:
-            pass  # told by the signal; the exception on its way out goes first
-        except Exception:
-            log(logging.WARNING, "lock_release_failed name=%r", lock=self.name, exc_info=True)
+        self._release_quietly()
 
     async def __aenter__(self) -> Self:
         return self
@@ -293,6 +308,15 @@ class Lease:
         await Errand(release, instead=self.abandon, patience=patience).run()
 
     # -- the end ---------------------------------------------------------------------------------
+
+    def _release_quietly(self) -> None:
+        """Release where another exception goes first, or nobody waits for one."""
+        try:
+            self.release()
+        except LockLost:
+            pass  # told by the signal
+        except Exception:
+            log(logging.WARNING, "lock_release_failed name=%r", lock=self.name, exc_info=True)
 
     def _give_back(self) -> None:
         """Release by the connection's state, now, if nobody else has a handle of the term."""

@@ -7,17 +7,19 @@ import gc
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import pytest
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
 from django.test import TestCase
 
-from distlock import AlreadyHeld, Lease, LockBusy, LockLost, acquisitions, lock
+from distlock import AlreadyHeld, Lease, LockBusy, LockLost, acquisitions, lock, signals
 from distlock.backends import tickets
+from distlock.errands import Errand
 from distlock.keeper import keeper
 from distlock.lookout import lookout
 from distlock.models import Ticket
@@ -514,9 +516,24 @@ def test_cancelled_at_random_instants(fair: bool) -> None:
     assert nothing_is_left("x", 10)
 
 
+@asynccontextmanager
+async def begun() -> AsyncIterator[None]:
+    """A transaction in the thread of this task's synchronous code."""
+    block = transaction.atomic()
+    await sync_to_async(block.__enter__)()
+    try:
+        yield
+    finally:
+        await sync_to_async(block.__exit__)(None, None, None)
+
+
 @pytest.mark.parametrize("fair", [False, True])
-@pytest.mark.parametrize("busy", [False, True])
-def test_cancelled_at_every_turn_of_the_loop(busy: bool, fair: bool) -> None:
+@pytest.mark.parametrize(
+    ("busy", "inside"),
+    [(False, False), (True, False), (False, True)],
+    ids=["free", "busy", "in a transaction"],
+)
+def test_cancelled_at_every_turn_of_the_loop(busy: bool, inside: bool, fair: bool) -> None:
     """However many turns the loop has taken since: 0, 1, 2, .. until the acquire is through."""
 
     async def attempt(turns: int) -> bool:
@@ -538,9 +555,172 @@ def test_cancelled_at_every_turn_of_the_loop(busy: bool, fair: bool) -> None:
                 await (await lock("x", wait=30).aacquire()).arelease()
         return 300
 
-    turns = run(main, 100)
+    async def within() -> int:
+        async with begun():
+            return await main()
+
+    turns = run(within if inside else main, 100)
     assert turns > 2
     assert nothing_is_left("x", 10)
+
+
+async def take() -> None:
+    await lock("x", ttl=60, wait=20).aacquire()
+
+
+async def take_again() -> None:
+    """Go on after a timeout: whatever becomes of the first lease, the task does not hold it."""
+    with pytest.raises(asyncio.CancelledError):
+        await take()
+    lease = await lock("x", wait=20).aacquire()
+    await lease.arelease()
+
+
+class Cancelled:
+    """An acquire of `x` by a task that is cancelled once it has been granted the lock.
+
+    `told`: while the grant is told; else later, when only the event loop does not know of it yet.
+    """
+
+    def __init__(self, told: bool) -> None:
+        self._told = told
+        self._arrived, self._go_on, self._done = (threading.Event() for _ in range(3))
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, None]] = take) -> None:
+        lock_acquired.connect(self._tell)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Errand, "_run", self._instead_of(Errand._run))
+                task = asyncio.create_task(work())
+                assert await elsewhere(self._arrived.wait, 20)
+                if not self._told:
+                    self._go_on.set()
+                    assert self._done.wait(20), "the loop stands still meanwhile"
+                task.cancel()
+                await step()
+                await step()
+        finally:
+            self._go_on.set()
+            lock_acquired.disconnect(self._tell)
+        if work is take:
+            await asyncio.gather(task, return_exceptions=True)
+            assert task.cancelled()
+        else:
+            await task
+
+    def _tell(self, **more: Any) -> None:
+        if self._told:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._arrived.set()
+        assert self._go_on.wait(20)
+
+    def _instead_of(self, real: Any) -> Any:
+        def run(errand: Any) -> Any:
+            if not self._told and not self._arrived.is_set():
+                self._stop()
+            try:
+                return real(errand)
+            finally:
+                self._done.set()
+
+        return run
+
+
+@contextmanager
+def endings() -> Iterator[list[str]]:
+    """How the leases of `x` have ended that were told as granted."""
+    said: list[str] = []
+
+    def receiver_for(name: str) -> Callable[..., None]:
+        def receive(lease: Lease, **more: Any) -> None:
+            if lease.name == "x":
+                said.append(name)
+
+        return receive
+
+    receivers = {
+        name: receiver_for(name) for name in ("lock_released", "lock_lost", "lock_dropped")
+    }
+    for name, receiver in receivers.items():
+        getattr(signals, name).connect(receiver)
+    yield said
+    for name, receiver in receivers.items():
+        getattr(signals, name).disconnect(receiver)
+
+
+moments = pytest.mark.parametrize("told", [True, False], ids=["while it is told", "after that"])
+
+
+@moments
+@pytest.mark.parametrize("kept", [True, False], ids=["by the keeper", "by its thread"])
+def test_what_was_granted_to_a_cancelled_task_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, told: bool, kept: bool
+) -> None:
+    """`by its thread`: as in a database in memory, which no other connection sees."""
+    monkeypatch.setattr("distlock.acquisitions.can_keep", lambda alias: kept)
+    with endings() as ended:
+        run(Cancelled(told).run)
+        assert nothing_is_left("x")
+        assert eventually(lambda: ended == ["lock_released"] * 2), ended
+
+
+@moments
+@pytest.mark.parametrize("end", [None, KeyError], ids=["committed", "rolled back"])
+def test_what_was_granted_to_a_cancelled_task_in_a_transaction_is_given_back(
+    told: bool, end: type[Exception] | None
+) -> None:
+    with endings() as ended:
+        with suppress(KeyError), transaction.atomic():
+            async_to_sync(Cancelled(told).run)()
+            if connection.vendor != "sqlite":
+                assert nothing_is_left("x"), "before the transaction ends"
+            if end:
+                raise end
+        assert nothing_is_left("x")
+        assert eventually(lambda: len(ended) > 1)
+        assert set(ended) == {"lock_released"}
+
+
+@moments
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a transaction"])
+def test_a_task_may_take_the_lock_again_after_a_timeout(told: bool, inside: bool) -> None:
+    async def main() -> None:
+        await Cancelled(told).run(take_again)
+
+    if inside:
+        with transaction.atomic():
+            async_to_sync(main)()
+    else:
+        run(main)
+    assert nothing_is_left("x")
+
+
+class CancelledInATestCase(TestCase):
+    """One test only: the end of each closes the connection, and so the transaction of the class."""
+
+    async def test_what_was_granted_is_given_back(self) -> None:
+        for told in (True, False):
+            for work in (take, take_again):
+                await Cancelled(told).run(work)
+                lease = await lock("x").atry_acquire()
+                assert lease is not None
+                await lease.arelease()
+
+
+def test_what_a_cancelled_task_has_adopted_is_its_holders_after_a_rollback() -> None:
+    lease = lock("x", ttl=60).acquire()
+    with suppress(KeyError), transaction.atomic():
+        lease.release()
+        async_to_sync(Cancelled(False).run)()
+        raise KeyError
+    with pytest.raises(LockBusy):
+        becomes_free("x")
+    lease.check()
+    assert lease._term in keeper.rounds("default")._kept()
+    lease.release()
+    assert nothing_is_left("x")
 
 
 def test_cancelled_twice() -> None:

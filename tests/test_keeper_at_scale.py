@@ -6,15 +6,20 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connection
 
+from distlock import Lease, lock
+from distlock.acquisitions import _tell_lost
+from distlock.backends.base import TABLE
+from distlock.background import FEW, SIGNAL
 from distlock.deadlines import clock
 from distlock.keeper import Rounds, keeper
+from distlock.signals import lock_lost
 from distlock.terms import State, Term, margin
 from tests.support import eventually, other_session
 from tests.waiters import calls_of, instead_of, statements
@@ -50,8 +55,11 @@ def kept_out(rounds: Rounds) -> Iterator[None]:
 class Fleet:
     """Many leases, as if each had been acquired; and when each was told lost."""
 
-    def __init__(self, ttl: float, count: int = MANY) -> None:
+    def __init__(
+        self, ttl: float, count: int = MANY, on_lost: Callable[[Term, str], None] | None = None
+    ) -> None:
         self.told: dict[str, float] = {}
+        on_lost = on_lost or (lambda term, reason: self.told.setdefault(term.owner, clock()))
         rows = ", ".join(["(%s, %s, '2200-01-01', %s)"] * 1000)
         with connection.cursor() as cursor:
             for start in range(0, count, 1000):
@@ -76,7 +84,7 @@ class Fleet:
                 renew=True,
                 min_hold=0,
                 max_hold=None,
-                on_lost=lambda term, reason: self.told.setdefault(term.owner, clock()),
+                on_lost=on_lost,
             )
             for n in range(count)
         ]
@@ -105,8 +113,8 @@ class Fleet:
 
 
 @contextmanager
-def fleet(ttl: float, count: int = MANY) -> Iterator[Fleet]:
-    made = Fleet(ttl, count)
+def fleet(ttl: float, count: int = MANY, **more: Any) -> Iterator[Fleet]:
+    made = Fleet(ttl, count, **more)
     try:
         yield made
     finally:
@@ -185,6 +193,34 @@ def test_what_hangs_is_given_up_in_time_and_each_holder_told() -> None:
     assert min(late) >= 0
     assert max(late) < 2, max(late)  # ten thousand callbacks, on a busy machine
     sys.stdout.write(f"{MANY} losses told within {max(late):.2f} s, {len(took)} tries\n")
+
+
+def test_ten_thousand_losses_are_told_by_a_few_threads() -> None:
+    told: list[str] = []
+    threads = [0]
+
+    def receive(lease: Lease, **more: Any) -> None:
+        told.append(lease.name)
+        if len(told) % 100 == 1:
+            names = [thread.name for thread in threading.enumerate()]
+            threads.append(names.count(SIGNAL))
+
+    lock_lost.connect(receive)
+    try:
+        with fleet(ttl=30, on_lost=_tell_lost) as made, lock("kept", ttl=30) as kept:
+            with connection.cursor() as cursor:
+                cursor.execute(f"UPDATE {TABLE} SET owner = 'thief' WHERE name <> 'kept'")
+            kept._term.next_renewal = 0.0
+            since = made.make_due()
+            assert eventually(lambda: len(told) == MANY, 30)
+            took = clock() - since
+            assert kept._term.trusted_until > since + 28
+            kept.check()
+    finally:
+        lock_lost.disconnect(receive)
+    assert sorted(told) == sorted(term.name for term in made.terms)
+    assert max(threads) <= FEW + 1
+    sys.stdout.write(f"{MANY} losses told within {took:.2f} s, by {max(threads)} threads\n")
 
 
 def test_a_batch_that_is_too_large_for_the_trust_that_is_left_is_made_smaller() -> None:

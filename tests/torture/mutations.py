@@ -32,6 +32,7 @@ MODULES = (
     "acquisitions",
     "contexts",
     "errands",
+    "background",
     "turns",
     "lookout",
     "queues",
