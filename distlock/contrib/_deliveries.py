@@ -66,7 +66,7 @@ MESSAGE = "distlock_message"
 """Attribute of the request of a job's run: its delivery; see `_deduplicated.py`."""
 
 
-class GivenBack(Reject, Ignore):  # type: ignore[misc]
+class GivenBack(Reject, Ignore):
     """The broker shall give the message out once more. `autoretry_for` lets an `Ignore` pass."""
 
 
