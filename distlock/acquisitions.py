@@ -56,6 +56,7 @@ class Acquisition:
         self._where: Place | None = None
         self._line: waiting.Line | None = None
         self._turn: Turn | None = None
+        self._adopts = False
         self._told = threading.Lock()  # taken by whoever tells first how this has ended
 
     @async_unsafe(
@@ -109,7 +110,7 @@ class Acquisition:
         """Give back what came for a task that was cancelled, maybe before it had a turn."""
         if self._turn:
             self._turn.abandon()
-        return None if lease is None else lease.decline()
+        return None if lease is None else lease.decline(adopted=self._adopts)
 
     # -- what runs in a thread -------------------------------------------------------------------
 
@@ -134,6 +135,7 @@ class Acquisition:
                 self._deadline = Deadline(0)  # SQLite: nobody else could free it meanwhile
             adopted = where.transaction.adopt(self._alias, self._claim.name, self._claim.slot)
             if adopted:
+                self._adopts = True
                 return Lease(adopted, self._context)
         if not where.own and can_keep(self._alias):
             key = (self._claim.name, self._claim.slot)
@@ -230,6 +232,7 @@ class Acquisition:
         if where is None:
             return
         term = self._term(Grant(0, 0, 0))
+        term.min_hold_us = 0  # nothing was done under it
         if not where.own and can_keep(self._alias):
             keeper.finish(term, lambda found: None)
         elif at_once:

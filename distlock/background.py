@@ -9,6 +9,12 @@ A child has none of its parent's threads, and shares its parent's sockets: one b
 them, a farewell included, ends the parent's session. So a child forgets everything that this
 library made and closes nothing. Each module with such state registers `forget` through
 `after_fork`.
+
+# Note [Collected]
+The collector may run at any allocation, in any thread, and so may a signal handler. What they end,
+a lease or a coroutine that nobody has any more, stops its renewals or leaves its line. So the
+mutexes that they may come to are reentrant: at worst a step fails, and is tried again, where
+otherwise a thread would wait for itself.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Errand(Generic[T]):
         self._unwanted = unwanted
         self._instead = instead
         self._patience = patience
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # see Note [Collected]
         self._begun = self._cancelled = False
         self._results: list[T] = []
 

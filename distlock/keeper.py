@@ -47,7 +47,7 @@ class Keeper:
     """What this process must keep doing for its leases, database by database."""
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # see Note [Collected]
         self._rounds: dict[str, Rounds] = {}
 
     def keep(self, term: Term, *, may_free: bool = True) -> None:
@@ -95,7 +95,7 @@ class Rounds:
     """The keeper's thread for one database."""
 
     def __init__(self, alias: str) -> None:
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # see Note [Collected]
         self._alias = alias
         self._private = private(alias)
         self._terms: set[Term] = set()

@@ -49,7 +49,7 @@ class Lease:
         self._term = term
         self._context = context
         self._released = not shares
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # see Note [Collected]
         if shares:
             term.share(self)
             context.remember(term)
@@ -228,8 +228,6 @@ class Lease:
         if term.unshare(self) or term.over:
             return
         self._context.forget(term)
-        if term.state is State.RELEASING:  # it was adopted, and what it had released stands
-            return
         if term.kept or (unused and term.renewed_here):
             self._leave_to_keeper()
         else:
@@ -242,12 +240,16 @@ class Lease:
         if not self._released:
             context.remember(self._term)
 
-    def decline(self) -> Callable[[], None] | None:
-        """Give back what a task was granted that had been cancelled: nothing was done under it.
+    def decline(self, *, adopted: bool) -> Callable[[], None] | None:
+        """Give back what came for a task that was cancelled: it has done nothing under it.
 
         So the keeper may free it, in a transaction, too. Return what is to be called, in the thread
-        of synchronous code, where the keeper does not have it: only that connection may see it.
+        of synchronous code, where it must not or cannot: what was `adopted` from a transaction is
+        released by that, and what the keeper does not have only that connection may see.
         """
+        if adopted:
+            return self._release_quietly
+        self.waive_min_hold()
         if self._term.renewed_here:
             self.abandon(unused=True)
             return None

@@ -248,12 +248,12 @@ class Lock:
 
     def _acquire(self, wait: float | Default | None) -> Lease:
         deadline = self._deadline(wait)
-        return Acquisition(self, deadline).run() or self.give_up(deadline)
+        return Acquisition(self, deadline).run() or self._give_up(deadline)
 
     async def _aacquire(self, wait: float | Default | None) -> Lease:
         deadline = self._deadline(wait)
         lease = await Acquisition(self, deadline).arun()
-        return lease or await sync_to_async(self.give_up)(deadline)
+        return lease or await sync_to_async(self._give_up)(deadline)
 
     def _deadline(self, wait: float | Default | None) -> Deadline:
         return Deadline(self._waits() if isinstance(wait, Default) else wait)
@@ -263,7 +263,7 @@ class Lock:
             name = self.literal_name
             signals.lock_busy.send_robust(sender=Lock, name=name, holder=holder, waited=waited)
 
-    def give_up(self, deadline: Deadline) -> NoReturn:
+    def _give_up(self, deadline: Deadline) -> NoReturn:
         """Raise `LockBusy`, with who holds the lock, if that can be told."""
         if self.quiet:
             raise self._busy(deadline.passed, "somebody holds it")

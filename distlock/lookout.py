@@ -46,7 +46,7 @@ BATCH = 500
 LIFE = 4.0
 """Seconds that a sign of life holds for a ticket: so long a dead waiter may be waited for."""
 KEEP = LIFE / 3
-"""Seconds between two signs of life: one that fails shall not cost the ticket."""
+"""Seconds between two signs of life: one that fails soon does not cost the ticket."""
 
 
 class Lookout:
@@ -54,7 +54,7 @@ class Lookout:
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # see Note [Collected]
         self._queues: dict[Name, Queue] = {}
         self._ears = Ears(alias)
         self._private = private(alias)

@@ -19,7 +19,7 @@ from .deadlines import Deadline, seconds
 from .exceptions import LockBusy
 from .fields import DatabaseNow
 from .locks import lock
-from .outbox import jobs_of, moment_in, now_of, unchanged
+from .outbox import SOON, jobs_of, moment_in, now_of, unchanged
 from .receipts import is_locked
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ Until = Literal["start", "finish"]
 LOOK = 0.25
 """Seconds after which who waits for a turn looks whether somebody has queued the same: then there
 is no need of a turn any more."""
-
-SOON = 0.01
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Order:
                         return put
             except LockBusy:
                 if alone or not deadline.left:
-                    turn.give_up(deadline)
+                    turn._give_up(deadline)
             except DatabaseError as error:
                 if joins or not backend.is_contention(error):
                     raise

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .models import Job
 
 SOON = 0.01
+"""Seconds until the next try at a row that somebody else writes."""
 
 PATIENCE = 1.0
 """Seconds that a worker tries to start what a transaction has locked, before it comes again."""

@@ -32,7 +32,7 @@ class Turn:
         self._name, self._slot, self._owner = claim.name, claim.slot, claim.owner
         self.number: int | None = None
         """Of the ticket. Lower ones come before."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # see Note [Collected]
         self._has_drawn = self._is_over = False
 
     def has_come(self) -> bool:

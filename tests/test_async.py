@@ -565,7 +565,7 @@ def test_cancelled_at_every_turn_of_the_loop(busy: bool, inside: bool, fair: boo
 
 
 async def take() -> None:
-    await lock("x", ttl=60, wait=20).aacquire()
+    await lock("x", ttl=60, wait=20, min_hold=60).aacquire()  # which waits for work to be done
 
 
 async def take_again() -> None:

@@ -17,6 +17,7 @@ from distlock import AlreadyHeld, LockBusy, LockLost, lock
 from distlock.backends import backend_for
 from distlock.connections import private
 from distlock.keeper import keeper
+from distlock.lookout import lookout
 from distlock.places import place
 from distlock.signals import lock_released
 from tests.app.models import Counter
@@ -45,6 +46,22 @@ def test_a_lease_is_collected_while_the_keeper_works() -> None:
     held = [lock("x", ttl=0.6).acquire()]
     with keeper.rounds("default")._mutex, pytest.warns(ResourceWarning):
         held.clear()
+    assert becomes_free("x", 3)
+
+
+def test_what_the_collector_ends_may_come_to_a_mutex_that_its_thread_has() -> None:
+    """A task of a loop that was closed leaves its line, or gives back what it was granted."""
+
+    def collect() -> None:
+        lease = lock("x", ttl=60).acquire()
+        with keeper.rounds("default")._mutex, lookout("default")._mutex:
+            lookout("default").look_soon(("x", 0))
+            lease.abandon()
+
+    thread = threading.Thread(target=in_thread, args=(collect,), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
     assert becomes_free("x", 3)
 
 

@@ -160,7 +160,7 @@ def test_a_cancelled_task_whose_grant_comes_later_is_told_once(
         return found
 
     async def main() -> None:
-        task = asyncio.ensure_future(lock("told", ttl=300).aacquire())
+        task = asyncio.ensure_future(lock("told", ttl=300, min_hold=300).aacquire())
         assert await asyncio.to_thread(granted.wait, 20)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

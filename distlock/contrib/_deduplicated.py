@@ -22,7 +22,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -43,7 +42,7 @@ from ..events import log
 from ..exceptions import AlreadyHeld, LockBusy
 from ..leases import Lease
 from ..locks import lock
-from ._deliveries import PAUSE, Delivery
+from ._deliveries import MESSAGE, PAUSE, Delivery
 from ._enqueue import HEADER
 from ._functions import refuse
 from ._orders import MARK
@@ -104,31 +103,28 @@ class _Message(Delivery):
         """Run the job if it is still to be done; see Note [A run and its row]."""
         self._refuse_transaction()
         held = lock(receipts.PREFIX + self.job_key, wait=0, using=self.alias)
-        with ExitStack() as block:
-            block.enter_context(self.named_as_holder())
-            try:
-                lease = block.enter_context(held)
+        try:
+            with self.named_as_holder(), held as lease:
                 job = self._start(lease)
-            except AlreadyHeld as error:
-                if self.queued:
-                    raise  # the thread was left with a lease that is not ours
-                return self._busy(error)
-            except (LockBusy, Pinned) as error:
-                return self._busy(error)
-            except (OperationalError, InterfaceError) as error:
-                if self.queued:
-                    self.again(error, LONGEST_PAUSE)  # the database will answer again
+                return self._stale() if job is None else self._work(lease, function, job)
+        except (AlreadyHeld, LockBusy, OperationalError, InterfaceError) as error:
+            if self.run is not None or not self._can_come_again(error):
                 raise
-            if job is None:
-                return self._stale()
-            return self._work(lease, function, job)
+            hindrance = error
+        return self._busy(hindrance)
+
+    def _can_come_again(self, error: Exception) -> bool:
+        """Whether what kept the run from its start is no error of this delivery."""
+        if isinstance(error, AlreadyHeld):
+            return not self.queued  # else the thread was left with a lease that is not ours
+        return self.queued or isinstance(error, LockBusy | Pinned)
 
     def _start(self, lease: Lease) -> Job | None:
         run = outbox.Run(self.alias, self.job_key, self.request.id, lease.token)
         job = run.start()
         if job is not None:
             self.run, self.ttl = run, job.arguments["ttl"]
-            self.request.distlock_message = self  # for the signals
+            setattr(self.request, MESSAGE, self)  # for the signals
         return job
 
     def _work(self, lease: Lease, function: Callable[..., Any], job: Job) -> Any:
@@ -182,7 +178,7 @@ class _Message(Delivery):
     def unsent(self, refused: Exception) -> NoReturn:
         """Leave a message that could not be sent to `resend_jobs`, or else to the broker.
 
-        Raises `Ignore` or `Reject`, or what the sending has raised.
+        Raises `Ignore` or `GivenBack`, or what the sending has raised.
         """
         self.request.distlock_unsent = True  # its key is not free, should this fail
         try:
@@ -241,7 +237,7 @@ def _failed(sender: Any = None, exception: Any = None, **_: Any) -> None:
     A process that was killed may have sent it again before it died.
     """
     request: Any = getattr(sender, "request", None)
-    message = getattr(request, "distlock_message", None)
+    message = getattr(request, MESSAGE, None)
     if message is not None:
         message.settle("done")
         return
@@ -254,7 +250,7 @@ def _failed(sender: Any = None, exception: Any = None, **_: Any) -> None:
 
 @task_retry.connect(weak=False)
 def _retried(request: Any = None, reason: Any = None, **_: Any) -> None:
-    message = getattr(request, "distlock_message", None)
+    message = getattr(request, MESSAGE, None)
     if message is not None:
         message.settle("queued", _seconds_until(getattr(reason, "when", None)))
 

@@ -42,7 +42,7 @@ from typing import Any, NoReturn
 
 from celery import Task
 from celery.app.task import Context
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry
 from celery.states import SUCCESS
 from django.db import Error, connections, transaction
 
@@ -62,6 +62,12 @@ PAUSE = 1.0
 """Seconds between two tries to send a message, or to have it noted that it could not be."""
 HEADER = "distlock_again"
 IN_BODY = "distlock_in_body"
+MESSAGE = "distlock_message"
+"""Attribute of the request of a job's run: its delivery; see `_deduplicated.py`."""
+
+
+class GivenBack(Reject, Ignore):
+    """The broker shall give the message out once more. `autoretry_for` lets an `Ignore` pass."""
 
 
 class Delivery:
@@ -116,7 +122,7 @@ class Delivery:
     def again(self, error: Exception, left: float) -> None:
         """Send this message again like `Task.retry`, but do not count it as one.
 
-        Raises `Retry`; or `Reject` if it cannot be sent, and the broker gives it out once more.
+        Raises `Retry`; or `GivenBack` if it cannot be sent: the broker gives it out once more.
         """
         soon = 2.0 ** min(self.sent_again, 10)
         delay: Any = max(0.1, jitter(min(soon, left, LONGEST_DELAY, self._visible_for / 2)))
@@ -133,12 +139,16 @@ class Delivery:
     def unsent(self, refused: Exception) -> NoReturn:
         """Give a message that could not be sent back to the broker, if that still has it.
 
-        Raises `Reject` then, or else what the sending has raised.
+        Raises `GivenBack` then, or else what the sending has raised.
         """
+        outer = getattr(self.request, MESSAGE, None)
+        if outer not in (None, self):  # the body of a job that `enqueue_once` has queued
+            outer.settle("queued")
+            outer.unsent(refused)
         if not self.task.acks_late:
             raise refused
         time.sleep(jitter(PAUSE))  # it may come back at once
-        raise Reject(refused, requeue=True) from refused
+        raise GivenBack(repr(refused), requeue=True) from refused
 
     @property
     def _visible_for(self) -> float:

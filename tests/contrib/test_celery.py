@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -660,6 +661,24 @@ def test_what_cannot_be_sent_again_goes_back_to_the_broker_if_that_still_has_it(
             one.run()
     assert raised.value.requeue
     assert one.run() == "done"
+
+
+@transactional
+def test_autoretry_does_not_take_what_is_given_back_for_a_failure(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distlock.contrib._deliveries.PAUSE", 0.01)
+
+    @app.task(name="task", bind=True, acks_late=True, autoretry_for=(Exception,))
+    @single_instance("name", ttl=60)
+    def task(self: Task[Any, Any]) -> str:
+        return "done"
+
+    with held_by("task task[me]"), broker_down(app), pytest.raises(Reject) as raised:
+        Message(app, task).run()
+    assert raised.value.requeue
+    again = pickle.loads(pickle.dumps(raised.value))  # it goes to the worker's main process
+    assert (again.requeue, again.reason) == (True, raised.value.reason)
 
 
 @transactional

@@ -27,7 +27,7 @@ from distlock.contrib.celery import deduplicated, enqueue_once, single_instance
 from distlock.models import Job
 from tests.contrib.in_memory import Private, Queue, broker_down
 from tests.isolation import set_level, snap
-from tests.support import eventually, in_thread, other_session
+from tests.support import eventually, in_thread, is_free, other_session
 from tests.test_signals import receiving
 
 # Only the tables of these apps are flushed, which is much faster than all.
@@ -829,6 +829,7 @@ def test_a_worker_goes_on_until_the_row_can_say_that_its_message_was_not_sent(
             worker = pool.submit(in_thread, queue.work)
             assert eventually(lambda: len(tries) >= 2)
             assert not worker.done()
+            assert in_thread(lambda: is_free(f"once:{tries[0][1]}")), "nobody is kept out"
         worker.result(30)
     assert (state(), queue.ids()) == ("queued", [])
     call_command("resend_jobs", older_than=0)
@@ -897,6 +898,26 @@ def test_a_redelivery_that_cannot_be_sent_again_is_given_back_to_the_broker(
     assert given_back.requeue
     assert state() == "running"
     assert queue.work(message) == "x"
+
+
+@with_all_apps
+def test_a_run_that_cannot_be_sent_again_by_single_instance_is_left_to_resend_jobs_too(
+    app: Celery, queue: Queue
+) -> None:
+    @app.task(name="single")
+    @deduplicated
+    @single_instance("account", on_busy="retry")
+    def single() -> str:
+        return "done"
+
+    sent = enqueue_once(single)
+    with lock("account"), broker_down(app):
+        assert isinstance(in_thread(queue.work), Ignore)
+    assert (state(), queue.ids()) == ("queued", [])
+    call_command("resend_jobs", older_than=0)
+    message = queue.take()
+    assert message.headers["id"] == sent.result.id
+    assert queue.work(message) == "done"
 
 
 @transactional

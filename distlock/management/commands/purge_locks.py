@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -21,7 +23,9 @@ from ..progress import progress
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-BATCH = 1_000
+BATCH = 500
+LONGEST_REST = 0.01
+"""Seconds to pause after a batch, which is as long as that took, so that others have their turn."""
 LARGEST_BATCH = 10_000
 """Below what every database takes as parameters of one statement."""
 
@@ -86,15 +90,11 @@ class Command(BaseCommand):
         Ticket.objects.using(connection.alias).filter(alive_until__lt=now - LONG_DEAD).delete()
         rows = DistributedLock.objects.using(connection.alias).filter(NAMED)
         with progress(rows, "locks", quiet=quiet) as tell:
-            after = 0
-            while batch := _batch(connection, older_than, after, limit):
-                count, after = batch
+            for count, after in _rested(partial(_batch, connection, older_than, limit=limit)):
                 self.locks += count
                 tell(after, self.locks)
         with progress(Job.objects.using(connection.alias), "receipts", quiet=quiet) as tell:
-            after = 0
-            while batch := receipts.purge(connection.alias, after, limit):
-                count, after = batch
+            for count, after in _rested(partial(receipts.purge, connection.alias, limit=limit)):
                 self.receipts += count
                 tell(after, self.receipts)
 
@@ -105,6 +105,19 @@ class Command(BaseCommand):
             f"{counted(self.receipts, 'receipt')}; what is deleted stays deleted, and the next "
             f"run goes on from here. The database {connection.alias!r} says: {error}"
         )
+
+
+def _rested(purge: Callable[[int], tuple[int, int] | None]) -> Iterator[tuple[int, int]]:
+    """Yield how many rows each batch has deleted, and up to which id, with a pause in between."""
+    after = 0
+    while True:
+        began = time.perf_counter()
+        batch = purge(after)
+        if batch is None:
+            return
+        yield batch
+        after = batch[1]
+        time.sleep(min(LONGEST_REST, time.perf_counter() - began))
 
 
 def _batch(
