@@ -296,7 +296,7 @@ def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> Non
         claim = Claim("import", 0, f"owner {number}", ttl=1000)
         assert eventually(lambda: backend.grant(connection, claim, 2.5))  # noqa: B023
     exec(block, {})
-    assert capsys.readouterr().out == "3 of 3 had to wait, 2.5 s in the mean\n"
+    assert capsys.readouterr().out == "3 of 3 had to wait, 2.5 s on average\n"
 
 
 def test_the_line_of_the_page_is_the_one_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:

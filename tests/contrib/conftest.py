@@ -187,10 +187,10 @@ class Broker:
         """Return when the workers of a queue on Redis have taken all that was in it."""
         self._wait_until(lambda connection: not connection.llen(queue))
 
-    def wait_until_quiet(self) -> None:
+    def wait_until_quiet(self, queue: str = "celery") -> None:
         """Return when no message is out: one that comes later would meet an empty database."""
         if self.url.startswith("redis"):
-            self._wait_until(lambda connection: not connection.hlen("unacked"))
+            self._wait_until(lambda redis: not (redis.hlen("unacked") or redis.llen(queue)))
 
     def _wait_until(self, condition: Callable[[redis.Redis], bool]) -> None:
         deadline = time.monotonic() + STOP_LIMIT

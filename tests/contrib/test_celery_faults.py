@@ -213,6 +213,7 @@ def test_a_copy_that_was_late_does_not_run(
     wait_until(lambda: len(answers(sent.id)) >= 2)
     assert set(answers(sent.id)) == {2}
     assert tasks.starts() == 2
+    broker.wait_until_quiet("late")
 
 
 @both

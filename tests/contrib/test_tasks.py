@@ -184,8 +184,9 @@ def test_the_context_is_no_part_of_the_key_and_names_the_holder(workers: list[Wo
 @servers
 def test_a_task_delivered_twice_is_not_skipped_by_itself() -> None:
     """As if a worker had died in the middle, and somebody had made the task ready again."""
-    context = own_tasks.tasks.TaskContext(task_result=own_tasks.with_context.enqueue(1))
-    another = own_tasks.tasks.TaskContext(task_result=own_tasks.with_context.enqueue(1))
+    unserved = own_tasks.with_context.using(queue_name="unserved")
+    context = own_tasks.tasks.TaskContext(task_result=unserved.enqueue(1))
+    another = own_tasks.tasks.TaskContext(task_result=unserved.enqueue(1))
     seen: list[Any] = []
 
     @single_instance("k")
