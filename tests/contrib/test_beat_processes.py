@@ -75,13 +75,15 @@ class Beat:
                 os.kill(self.process.pid, number)
 
     def end(self, number: int) -> None:
-        self.send(number, signal.SIGCONT)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
+        self.send(number)
+        deadline = time.monotonic() + 20
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.send(signal.SIGCONT)  # it may stop itself on its way
+            time.sleep(0.05)
+        if self.process.poll() is None:
             self.process.kill()
             self.process.wait(20)
-            raise
+            pytest.fail(f"It did not end by signal {number}:\n{self.said()[-3000:]}")
 
     def revive(self) -> None:
         """Start it again, or wake it up."""
