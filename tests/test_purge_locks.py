@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +95,19 @@ def test_batches_reach_every_row(size: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert names() == []
     assert set(seen) == {size}
     assert len(seen) >= 5 / size
+
+
+@pytest.mark.parametrize(("took", "rest"), [(0.004, 0.004), (5.0, 0.01)])
+def test_after_each_batch_others_have_their_turn(
+    took: float, rest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    moments = itertools.count()
+    clock = SimpleNamespace(sleep=rests.append, perf_counter=lambda: next(moments) * took)
+    monkeypatch.setattr("distlock.management.commands.purge_locks.time", clock)
+    seed(4)
+    assert purge("--older-than=0", "--batch-size=2").startswith("Deleted 4 locks")
+    assert rests == [pytest.approx(rest)] * 2
 
 
 @servers

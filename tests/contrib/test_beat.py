@@ -292,15 +292,16 @@ def test_a_leader_that_was_paused_in_the_middle_sends_a_twin_and_notes_nothing(
     one.close()
 
 
+def in_use(lease: Lease) -> None:
+    raise LockError("a running transaction has its row locked. It still is yours")
+
+
 def test_a_row_that_somebody_has_for_a_moment_is_no_reason_to_stand_down(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def renew(lease: Lease) -> None:
-        raise LockError("a running transaction has its row locked. It still is yours")
-
     world.every(a=10)
     one = world.beat()
-    monkeypatch.setattr(Lease, "renew", renew)
+    monkeypatch.setattr(Lease, "renew", in_use)
     world.run(one, 25)
     assert world.ticks() == ["a 10", "a 20"]
     one.close()
@@ -309,15 +310,12 @@ def test_a_row_that_somebody_has_for_a_moment_is_no_reason_to_stand_down(
 def test_a_leader_whose_row_is_in_use_does_not_outlive_its_lease(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def renew(lease: Lease) -> None:
-        raise LockError("a running transaction has its row locked. It still is yours")
-
     world.every(a=10)
     one = world.beat()
     world.run(one, 1)
     lease = one.lease
     assert lease is not None
-    monkeypatch.setattr(Lease, "renew", renew)
+    monkeypatch.setattr(Lease, "renew", in_use)
     one._prove(lease)
     world.take_away()
     lease._term.lose("it was taken away")
