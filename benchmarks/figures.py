@@ -77,6 +77,16 @@ def violations(turns: Sequence[Turn]) -> int:
     return found
 
 
+def handed_over(turns: Iterable[Turn]) -> list[tuple[Turn, Turn]]:
+    """Each turn that another worker was waiting for when the one before it ended, after that."""
+    ordered = sorted(turns, key=lambda turn: turn.granted)
+    return [
+        (before, turn)
+        for before, turn in itertools.pairwise(ordered)
+        if turn.worker != before.worker and turn.asked < before.released
+    ]
+
+
 def hand_overs(
     turns: Sequence[Turn], start: float, end: float, workers: Sequence[str]
 ) -> HandOvers:
@@ -86,15 +96,10 @@ def hand_overs(
     another worker was waiting by then. Waits count by when they began, so that one that outlasts
     the run is not forgotten. Violations are counted over all turns, warm-up and end included.
     """
-    ordered = sorted(turns, key=lambda turn: turn.granted)
-    inside = [turn for turn in ordered if start <= turn.granted <= end]
-    gaps = [
-        turn.granted - before.released
-        for before, turn in itertools.pairwise(inside)
-        if turn.worker != before.worker and turn.asked < before.released
-    ]
+    inside = [turn for turn in turns if start <= turn.granted <= end]
+    gaps = [turn.granted - before.released for before, turn in handed_over(inside)]
     counts = [sum(turn.worker == worker for turn in inside) for worker in workers]
-    waits = [turn.granted - turn.asked for turn in ordered if start <= turn.asked <= end]
+    waits = [turn.granted - turn.asked for turn in turns if start <= turn.asked <= end]
     return HandOvers(
         turns=len(inside),
         gaps=gaps,

@@ -1,33 +1,43 @@
-"""Where the time of distlock's acquire and release goes on PostgreSQL.
+"""Where the time of distlock's acquire and release goes, layer by layer.
 
-The two statements are caught as they are sent, each by its plan, and replayed below: by Django's
-cursor alone, by the bare driver, without a plan, and without the wait for the disk. Between two
-layers stands what the upper one adds. All are timed cycle by cycle in turn, in one process.
+The two statements are caught as they are sent, and replayed below: by Django's cursor alone, by the
+bare driver, and without the wait for the disk. Between two layers stands what the upper one adds.
+All take turns in one process, a block of cycles each, so that each finds its session at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 from django.db import connection
 
-from distlock.backends.plans import THRESHOLD
 from distlock.backends.postgresql import GRANT, GRANT_ASYNC, RELEASE_ASYNC
 from tests.databases import connect, query
 
 from .contenders.base import Contender
-from .contenders.raw import RawLease
+from .contenders.raw import RawLease, RawMariaDBLease
 from .figures import percentile
 from .servers import COUNTING
-from .tasks import timed
+from .tasks import WARM, timed
 from .watching import Watch
 
 Pair = list[tuple[str, Any]]
 TABLE = "distlock_distributedlock"
 ACCOUNTED = 200
+BLOCK = 50
+SETTLED = 5
+"""Cycles of a block that do not count."""
 PLANNED = {each.execute: each for each in (GRANT, GRANT_ASYNC, RELEASE_ASYNC)}
+
+
+class Way(NamedTuple):
+    """A way to do the same, by name, and what must be set while it is timed."""
+
+    cycle: Callable[[str], None]
+    setting: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def measure(contender: Contender, name: str, cycles: int) -> dict[str, float]:
@@ -35,85 +45,143 @@ def measure(contender: Contender, name: str, cycles: int) -> dict[str, float]:
 
     Raises `RuntimeError` if acquire and release are not two statements that can be replayed.
     """
-    timed(contender.cycle, [name], 10 * THRESHOLD)
+    timed(contender.cycle, [name], WARM)
     with Watch() as watch:
         contender.cycle(name)
     pair = [(statement.sql, statement.parameters) for statement in watch.seen]
-    if len(pair) != 2 or not all(sql in PLANNED for sql, _ in pair):
-        raise RuntimeError(f"acquire and release are not two planned statements: {pair}")
-    whole = [(PLANNED[sql].sql, parameters) for sql, parameters in pair]
+    if len(pair) != 2:
+        raise RuntimeError(f"acquire and release are not two statements: {pair}")
     with ExitStack() as stack:
-        raw, hasty = (_session(stack, contender.url, pair) for _ in range(2))
-        hasty.execute("SET synchronous_commit = off")
-        lease = RawLease(contender.url)
-        lease.prepare()
-        ways: dict[str, Callable[[str], None]] = {
-            "distlock": contender.cycle,
-            "Django's cursor": lambda _: _by_django(pair),
-            "psycopg": lambda _: _by_psycopg(raw, pair),
-            "psycopg, not planned before": lambda _: _by_psycopg(raw, whole),
-            "psycopg, no fsync": lambda _: _by_psycopg(hasty, pair),
-            "raw lease": lease.cycle,
-            "two SELECT 1, psycopg, prepared": lambda _: _nothing(raw),
-        }
+        replay = REPLAYS[contender.server](contender.url, pair, stack)
+        ways = {"distlock": Way(contender.cycle), **replay.ways()}
         spent: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(cycles):
-            for way, cycle in ways.items():
-                spent[way] += timed(cycle, [name], 1)
-        lease.local.connection.close()
-        account = _by_the_server(contender.url, raw, pair, whole)
+        for _ in range(cycles // BLOCK):
+            for way, (cycle, setting) in ways.items():
+                with setting():
+                    spent[way] += timed(cycle, [name], SETTLED + BLOCK)[SETTLED:]
+        account = replay.account()
     return {way: percentile(times, 0.5) for way, times in spent.items()} | account
 
 
-def _session(stack: ExitStack, url: str, pair: Pair) -> Any:
-    """A session of the bare driver that binds values as Django does, and has the plans."""
-    from psycopg import ClientCursor
+class Replay(ABC):
+    """The two statements, and the ways to send them."""
 
-    session: Any = stack.enter_context(closing(connect(url)))
-    session.cursor_factory = ClientCursor
-    for sql, _ in pair:
-        session.execute(PLANNED[sql].prepare)
-    return session
+    def __init__(self, url: str, pair: Pair, stack: ExitStack) -> None:
+        self._url, self._pair, self._stack = url, pair, stack
+
+    @abstractmethod
+    def ways(self) -> dict[str, Way]:
+        """The layers below distlock, from the top."""
+
+    def account(self) -> dict[str, float]:
+        """Seconds of the two statements as the server has them."""
+        return {}
+
+    def _session(self) -> Any:
+        """A session of the bare driver."""
+        return self._stack.enter_context(closing(connect(self._url)))
+
+    def _by_django(self, _name: str) -> None:
+        for sql, parameters in self._pair:
+            with connection.cursor() as cursor:
+                cursor.execute(sql, parameters)
+                _check(cursor)
 
 
-def _by_django(pair: Pair) -> None:
-    for sql, parameters in pair:
-        with connection.cursor() as cursor:
-            cursor.execute(sql, parameters)
-            _check(cursor)
+class OnPostgreSQL(Replay):
+    def __init__(self, url: str, pair: Pair, stack: ExitStack) -> None:
+        super().__init__(url, pair, stack)
+        if not all(sql in PLANNED for sql, _ in pair):
+            raise RuntimeError(f"acquire and release are not planned: {pair}")
+        self._whole = [(PLANNED[sql].sql, parameters) for sql, parameters in pair]
+        self._raw = self._planning_session()
+
+    def ways(self) -> dict[str, Way]:
+        hasty, lease = self._planning_session(), RawLease(self._url)
+        hasty.execute("SET synchronous_commit = off")
+        lease.prepare()
+        self._stack.callback(lease.connection.close)
+        return {
+            "Django's cursor": Way(self._by_django),
+            "the driver": Way(lambda _: _send(self._raw, self._pair)),
+            "the driver, not planned before": Way(lambda _: _send(self._raw, self._whole)),
+            "the driver, no wait for the disk": Way(lambda _: _send(hasty, self._pair)),
+            "raw lease": Way(lease.cycle),
+            "the driver, two SELECT 1": Way(lambda _: _send(self._raw, NOTHING)),
+        }
+
+    def account(self) -> dict[str, float]:
+        """Planning and executing one pair, without the commits.
+
+        Apart from what is timed: to count plans slows each statement that is planned.
+        """
+        query(self._url, "SELECT pg_stat_statements_reset()", name=COUNTING)
+        self._raw.execute("SET pg_stat_statements.track_planning = on")
+        for _ in range(ACCOUNTED):
+            _send(self._raw, self._pair)
+            _send(self._raw, self._whole)
+        row = query(
+            self._url,
+            "SELECT sum(total_plan_time) / sum(plans), sum(total_exec_time) / sum(calls) "
+            f"FROM pg_stat_statements WHERE query LIKE '%{TABLE}%' AND query LIKE '%UPDATE%'",
+            name=COUNTING,
+        )
+        assert row is not None
+        planned, executed = (2 * float(milliseconds) / 1000 for milliseconds in row)
+        return {"planning on the server": planned, "execution on the server": executed}
+
+    def _planning_session(self) -> Any:
+        """A session that binds values as Django does, and has the plans."""
+        from psycopg import ClientCursor
+
+        session = self._session()
+        session.cursor_factory = ClientCursor
+        for sql, _ in self._pair:
+            session.execute(PLANNED[sql].prepare)
+        return session
 
 
-def _by_psycopg(session: Any, pair: Pair) -> None:
+class OnMariaDB(Replay):
+    def ways(self) -> dict[str, Way]:
+        cursor = self._stack.enter_context(closing(self._session().cursor()))
+        lease = RawMariaDBLease(self._url)
+        lease.prepare()
+        self._stack.callback(lease.local.connection.close)
+        return {
+            "Django's cursor": Way(self._by_django),
+            "the driver": Way(lambda _: _send_by(cursor, self._pair)),
+            "the driver, no wait for the disk": Way(
+                lambda _: _send_by(cursor, self._pair), self._hasty
+            ),
+            "raw lease": Way(lease.cycle),
+            "the driver, two SELECT 1": Way(lambda _: _send_by(cursor, NOTHING)),
+        }
+
+    @contextmanager
+    def _hasty(self) -> Iterator[None]:
+        setting = "innodb_flush_log_at_trx_commit"
+        query(self._url, f"SET GLOBAL {setting} = 2")
+        try:
+            yield
+        finally:
+            query(self._url, f"SET GLOBAL {setting} = 1")
+
+
+REPLAYS: dict[str, type[Replay]] = {"postgresql": OnPostgreSQL, "mariadb": OnMariaDB}
+NOTHING: Pair = [("SELECT 1", None), ("SELECT 1", None)]
+
+
+def _send(session: Any, pair: Pair) -> None:
     for sql, parameters in pair:
         _check(session.execute(sql, parameters))
+
+
+def _send_by(cursor: Any, pair: Pair) -> None:
+    for sql, parameters in pair:
+        cursor.execute(sql, parameters)
+        _check(cursor)
 
 
 def _check(cursor: Any) -> None:
     if cursor.rowcount != 1:
         raise RuntimeError("a replayed statement did not do what it did at first")
-
-
-def _nothing(session: Any) -> None:
-    for _ in range(2):
-        session.execute("SELECT 1", prepare=True).fetchone()
-
-
-def _by_the_server(url: str, session: Any, pair: Pair, whole: Pair) -> dict[str, float]:
-    """Seconds of planning and of executing one pair, as the server has it; without the commits.
-
-    Apart from what is timed: to count plans slows each statement that is planned.
-    """
-    query(url, "SELECT pg_stat_statements_reset()", name=COUNTING)
-    session.execute("SET pg_stat_statements.track_planning = on")
-    for _ in range(ACCOUNTED):
-        _by_psycopg(session, pair)
-        _by_psycopg(session, whole)
-    row = query(
-        url,
-        "SELECT sum(total_plan_time) / sum(plans), sum(total_exec_time) / sum(calls) "
-        f"FROM pg_stat_statements WHERE query LIKE '%{TABLE}%' AND query LIKE '%UPDATE%'",
-        name=COUNTING,
-    )
-    assert row is not None
-    planned, executed = (2 * float(milliseconds) / 1000 for milliseconds in row)
-    return {"planning on the server": planned, "execution on the server": executed}

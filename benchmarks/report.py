@@ -11,7 +11,7 @@ from .figures import ratio
 from .targets import TARGETS, Results
 from .workloads import WORKLOADS
 from .workloads.base import Table
-from .workloads.contended import CROWDS
+from .workloads.contended import CROWDS, JUDGED
 
 BEGIN = "<!-- measured: made by benchmarks, not by hand -->"
 END = "<!-- /measured -->"
@@ -70,6 +70,17 @@ def _hand_over(size: str) -> list[Column]:
         Column("longest / mean", f"spread@{size}", _number),
         Column("per second", f"rate@{size}", _number),
         Column("violations", f"violations@{size}", _number),
+    ]
+
+
+def _gaps(size: str) -> list[Column]:
+    return [
+        Column("gap p50 us", f"gap@{size}", _us),
+        Column("until it is heard", f"heard@{size}", _us),
+        Column("until its thread runs", f"awake@{size}", _us),
+        Column("grant", f"grant@{size}", _us),
+        Column("the rest: Python", f"rest@{size}", _us),
+        Column("tries of all", f"tries@{size}", _number),
     ]
 
 
@@ -173,6 +184,28 @@ SECTIONS = [
             Column("CPU seconds here", "cpu", _number),
         ],
     ),
+    Section(
+        "steps",
+        "What an acquire and release, or a transaction, consists of: p50, us",
+        [
+            Column("whole", "whole", _us),
+            Column("grant", "grant", _us),
+            Column("other statements", "statements", _us),
+            Column("release", "release", _us),
+            Column("COMMIT", "commit", _us),
+            Column("autocommit off and on", "autocommit", _us),
+            Column("the rest: Python", "rest", _us),
+        ],
+    ),
+    *[
+        Section(
+            "gaps",
+            f"What a hand-over consists of, {CROWDS[crowd][0]} workers in {CROWDS[crowd][1]} "
+            "processes: p50, us",
+            _gaps(crowd),
+        )
+        for crowd in JUDGED
+    ],
 ]
 
 
@@ -284,7 +317,7 @@ def _layers(results: Results) -> str:
         [way, *(_us(f[way]) if f.get(way) is not None else "-" for f in table.values())]
         for way in ways
     ]
-    heads = [f"{CONTENDERS[key].title} us" for key in table]
+    heads = [f"{_name(key)}, us" for key in table]
     text = "The same two statements by each layer, p50, and the server's own account of them."
     parts = ["### Where acquire and release spend their time", text, _grid(["", *heads], rows)]
     return "\n\n".join(filter(None, [*parts, _failed(results, "layers")]))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .watching import Watch
 
 Ready = Callable[[], None]
+WARM = 50
+"""Cycles after which a session has what it keeps for later."""
 SETTLE = 1.0
 """Seconds after which those who wait have done what they do once."""
 
@@ -82,7 +84,9 @@ def together(work: Callable[[str], object], workers: Sequence[str]) -> None:
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(worker,), daemon=True) for worker in workers]
+    threads = [
+        threading.Thread(target=run, args=(worker,), name=worker, daemon=True) for worker in workers
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -160,6 +164,15 @@ def contend(
 
     together(work, [f"{worker}t{number}" for number in range(threads)])
     return turns
+
+
+def contend_in_spans(contender: Contender, ready: Ready, **arguments: Any) -> dict[str, Any]:
+    """What `contend` does, and the spans of what it consists of. A figure is for a profile only."""
+    from .spans import of_a_hand_over, recorded
+
+    with recorded(of_a_hand_over()) as spans:
+        turns = contend(contender, ready, **arguments)
+    return {"turns": turns, "spans": spans}
 
 
 def hold(contender: Contender, ready: Ready, name: str) -> None:
@@ -300,6 +313,27 @@ def layers(contender: Contender, ready: Ready, name: str, cycles: int) -> dict[s
     return measure(contender, name, cycles)
 
 
+def steps(contender: Contender, ready: Ready, name: str, cycles: int) -> dict[str, float]:
+    """The median cycle, in seconds, and what it consists of."""
+    from .spans import of_a_cycle, recorded
+
+    calls = of_a_cycle()
+    timed(contender.cycle, [name], WARM)
+    ready()
+    found: dict[str, list[float]] = {}
+    with recorded(calls) as spans:
+        for _ in range(cycles):
+            spans.clear()
+            whole = timed(contender.cycle, [name], 1)[0]
+            parts = dict.fromkeys(calls, 0.0)
+            for span in spans:
+                parts[span.what] += span.end - span.begin
+            rest = whole - sum(parts.values())
+            for part, seconds in {"whole": whole, **parts, "rest": rest}.items():
+                found.setdefault(part, []).append(seconds)
+    return {part: percentile(seconds, 0.5) for part, seconds in found.items() if any(seconds)}
+
+
 TASKS: dict[str, Callable[..., Any]] = {
     task.__name__: task
     for task in (
@@ -307,6 +341,7 @@ TASKS: dict[str, Callable[..., Any]] = {
         latency,
         throughput,
         contend,
+        contend_in_spans,
         hold,
         wait,
         churn,
@@ -315,5 +350,6 @@ TASKS: dict[str, Callable[..., Any]] = {
         beside,
         keep,
         layers,
+        steps,
     )
 }

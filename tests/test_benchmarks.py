@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,31 @@ from benchmarks import tasks
 from benchmarks.__main__ import measure_one, wanted
 from benchmarks.contenders import CONTENDERS, REFERENCES
 from benchmarks.contenders.raw import RawLease, RawMariaDBLease
-from benchmarks.figures import Turn, hand_overs, jain, medians, percentile, ratio, violations
+from benchmarks.figures import (
+    Turn,
+    hand_overs,
+    handed_over,
+    jain,
+    medians,
+    percentile,
+    ratio,
+    violations,
+)
+from benchmarks.layers import REPLAYS
 from benchmarks.processes import Failed, run
 from benchmarks.progress import Progress, progress_of
 from benchmarks.report import BEGIN, END, SECTIONS, markdown, write
 from benchmarks.servers import STANDS
+from benchmarks.spans import Span
 from benchmarks.targets import TARGETS, Target, of
 from benchmarks.watching import Watch
 from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.base import Bench
+from benchmarks.workloads.profile import parts_of
+from tests.databases import query
 
 pure = pytest.mark.vendor("sqlite")
+DROP = "DROP TABLE IF EXISTS bench_lease"
 
 
 def url() -> str:
@@ -319,6 +334,77 @@ def test_two_threads_hand_a_lock_over() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_the_steps_of_a_cycle_are_its_statements_and_the_rest() -> None:
+    found = tasks.steps(CONTENDERS["pg-distlock"](url()), no_wait, name="bench", cycles=5)
+    assert {"whole", "grant", "release", "rest"} <= set(found)
+    assert "commit" not in found or connection.vendor == "sqlite"
+    assert all(0 < seconds < found["whole"] for part, seconds in found.items() if part != "whole")
+
+
+@pytest.mark.vendor("postgresql", "mysql")
+@pytest.mark.django_db(transaction=True)
+def test_the_layers_of_a_cycle_are_timed() -> None:
+    key = "pg-distlock" if connection.vendor == "postgresql" else "mariadb-distlock"
+    replay = REPLAYS[CONTENDERS[key].server]
+    with ExitStack() as stack:
+        stack.callback(query, os.environ["DISTLOCK_TEST_URL"], DROP, name=url().rpartition("/")[2])
+        with Watch() as watch:
+            timed = tasks.timed(CONTENDERS[key](url()).cycle, ["bench"], tasks.WARM)
+        pair = [(each.sql, each.parameters) for each in watch.seen[-2:]]
+        assert len(timed) == tasks.WARM
+        for way, (cycle, _setting) in replay(url(), pair, stack).ways().items():
+            assert min(tasks.timed(cycle, ["bench"], 2)) > 0, way
+
+
+@pytest.mark.vendor("postgresql")
+@pytest.mark.django_db(transaction=True)
+def test_the_spans_of_a_hand_over_are_collected() -> None:
+    contender = CONTENDERS["pg-distlock"](url())
+    with progress_of(2) as (path, progress):
+        stopping = threading.Thread(target=lambda: (progress.wait(3, 60.0), progress.stop()))
+        stopping.start()
+        found = tasks.contend_in_spans(
+            contender,
+            no_wait,
+            worker="p0",
+            name="bench",
+            threads=2,
+            hold=0.01,
+            progress=path,
+        )
+        stopping.join()
+    parts = [parts_of(*pair, [found["spans"]]) for pair in handed_over(found["turns"])]
+    known = [each for each in parts if each is not None]
+    assert known
+    assert all(min(v for v in each.values() if v is not None) > 0 for each in known)
+
+
+@pure
+def test_the_parts_of_a_gap_are_its_own() -> None:
+    before, turn = Turn("p1t0", 0.0, 1.0, 2.0), Turn("p0t3", 1.5, 3.0, 4.0)
+    own = [
+        Span("heard", "lookout", 0.9, 1.0, came=True),  # of an earlier release
+        Span("heard", "lookout", 2.0, 2.1, came=False),  # nothing was said
+        Span("heard", "lookout", 2.1, 2.25, came=True),
+        Span("slept", "p0t3", 1.5, 2.5, came=True),
+        Span("grant", "p0t3", 2.5, 2.625, came=False),  # in vain
+        Span("slept", "p0t3", 2.625, 2.6875, came=True),
+        Span("grant", "p0t3", 2.75, 2.875, came=True),
+        Span("grant", "p0t3", 3.5, 3.75, came=True),  # later
+    ]
+    others = [Span("grant", "p1t1", 2.5, 2.75, came=False)]
+    assert parts_of(before, turn, [own, others]) == {
+        "gap": 1.0,
+        "heard": 0.25,
+        "awake": 0.4375,
+        "grant": 0.125,
+        "rest": 0.1875,
+        "tries": 3,
+    }
+    assert parts_of(before, turn, [own[3:], others]) is None
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_process_of_its_own_measures_and_answers() -> None:
     found = run("pg-distlock", url(), "latency", names=["bench"], cycles=2, seconds=30.0)
     assert found["cycles"] == 22
@@ -350,7 +436,7 @@ def test_the_raw_lease_of_postgresql_is_a_lock(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(TimeoutError):
             contender.acquire("bench")
     finally:
-        contender.execute("DROP TABLE IF EXISTS bench_lease")
+        contender.execute(DROP)
         contender.local.connection.close()
 
 
@@ -366,5 +452,5 @@ def test_the_raw_lease_of_mariadb_is_a_lock(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(TimeoutError):
             contender.acquire("bench")
     finally:
-        contender.execute("DROP TABLE IF EXISTS bench_lease")
+        contender.execute(DROP)
         contender.local.connection.close()

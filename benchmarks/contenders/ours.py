@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from distlock import Lease
 
 APPS = ("distlock", "benchmarks")
+PROFILED = ("layers", "steps")
 ROWS = 4096  # so many that two names seldom share one
 
 
@@ -48,7 +49,7 @@ class PostgreSQLDistlock(Distlock):
     key = "pg-distlock"
     server = "postgresql"
     title = "**distlock**"
-    workloads = (*Distlock.workloads, "layers")
+    workloads = (*Distlock.workloads, *PROFILED, "gaps")
     fill = (
         "INSERT INTO distlock_distributedlock (name, owner, fencing_token, acquired_at, "
         "expires_at, ttl) SELECT 'filler:' || i, 'filler', i, clock_timestamp(), {end}, 60000000 "
@@ -59,7 +60,7 @@ class PostgreSQLDistlock(Distlock):
 class NotCrashSafe(PostgreSQLDistlock):
     key = "pg-distlock-fast"
     title = "**distlock**, `crash_safe=False`"
-    workloads = (*ALONE, *CONTENDED, "layers")
+    workloads = (*ALONE, *CONTENDED, *PROFILED, "gaps")
     options = {"crash_safe": False}
 
 
@@ -88,6 +89,7 @@ class MariaDBDistlock(Distlock):
     key = "mariadb-distlock"
     server = "mariadb"
     title = "**distlock**"
+    workloads = (*Distlock.workloads, *PROFILED)
     fill = (
         "INSERT INTO distlock_distributedlock (name, owner, fencing_token, acquired_at, "
         "expires_at, ttl) SELECT CONCAT('filler:', seq), 'filler', seq, UTC_TIMESTAMP(6), {end}, "
@@ -99,7 +101,7 @@ class Work(DjangoContender):
     """A transaction that changes one row through the ORM; here without any lock."""
 
     apps = APPS
-    workloads = ALONE
+    workloads = (*ALONE, "steps")
 
     def prepare(self) -> None:
         super().prepare()

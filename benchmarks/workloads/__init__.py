@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from .base import Bench, Table
 from .contended import hand_over, waiting
-from .keeping import layers, renewals
+from .keeping import renewals
+from .profile import gaps, layers, steps
 from .tables import churn, million, purge
 from .uncontended import latency, throughput
 
@@ -20,4 +21,6 @@ WORKLOADS: dict[str, Callable[[Bench], Table]] = {
     "purge": purge,
     "renewals": renewals,
     "layers": layers,
+    "steps": steps,
+    "gaps": gaps,
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ..contenders.base import Contender
-from ..figures import Turn, hand_overs, percentile
+from ..figures import Turn, hand_overs, percentile, ratio
 from ..processes import Process, crew, sleep_until
 from ..progress import progress_of
 from .base import Bench, Table
@@ -46,7 +47,41 @@ def hand_over(bench: Bench) -> Table:
 def _hand_over(
     bench: Bench, contender: type[Contender], size: int, processes: int
 ) -> Mapping[str, float | None]:
-    threads = size // processes
+    contest = contend(bench, contender, size, processes)
+    turns = [Turn(*turn) for result in contest.results for turn in result]
+    names = [f"p{p}t{t}" for p in range(processes) for t in range(size // processes)]
+    found = hand_overs(turns, contest.start, contest.end, names)
+    bench.judge(contender, found.violations, f"with {size} workers")
+    return {
+        "p50": percentile(found.gaps, 0.5) if found.gaps else None,
+        "p99": percentile(found.gaps, 0.99) if found.gaps else None,
+        "statements": ratio(contest.statements, found.turns),
+        "jain": found.jain,
+        "fewest": found.fewest,
+        "longest": found.longest_wait,
+        "spread": ratio(found.longest_wait, found.mean_wait),
+        "rate": found.turns / (contest.end - contest.start),
+        "violations": found.violations,
+    }
+
+
+class Contest(NamedTuple):
+    """What the processes of a contest have brought, and from when to when it counts."""
+
+    results: list[Any]
+    start: float
+    end: float
+    statements: float | None
+
+
+def contend(
+    bench: Bench,
+    contender: type[Contender],
+    size: int,
+    processes: int,
+    task: str = "contend",
+) -> Contest:
+    """Let so many workers in so many processes take one name again and again."""
     patience, least, most = bench.either((3.0, 0.5, 4.0), (4.0, 2.0, 6.0))
     stand = bench.stand(contender)
     with (
@@ -55,10 +90,10 @@ def _hand_over(
             processes,
             contender.key,
             stand.url,
-            "contend",
+            task,
             limit=60.0,
             name=f"hand-over:{next(_run)}",
-            threads=threads,
+            threads=size // processes,
             hold=HOLD,
             progress=path,
         ) as workers,
@@ -71,22 +106,9 @@ def _hand_over(
         sleep_until(start + least)
         after, end = stand.statements(), time.monotonic()
         progress.stop()
-        turns = [Turn(*turn) for worker in workers for turn in worker.result()]
-    names = [f"p{p}t{t}" for p in range(processes) for t in range(threads)]
-    found = hand_overs(turns, start, end, names)
-    bench.judge(contender, found.violations, f"with {size} workers")
-    counted = before is not None and after is not None and found.turns
-    return {
-        "p50": percentile(found.gaps, 0.5) if found.gaps else None,
-        "p99": percentile(found.gaps, 0.99) if found.gaps else None,
-        "statements": (after - before) / found.turns if counted else None,  # type: ignore[operator]
-        "jain": found.jain,
-        "fewest": found.fewest,
-        "longest": found.longest_wait,
-        "spread": found.longest_wait / found.mean_wait if found.mean_wait else None,
-        "rate": found.turns / (end - start),
-        "violations": found.violations,
-    }
+        results = [worker.result() for worker in workers]
+    counted = None if before is None or after is None else after - before
+    return Contest(results, start, end, counted)
 
 
 def waiting(bench: Bench) -> Table:

@@ -1,4 +1,4 @@
-"""What one process pays for the leases that it holds, and where an acquire spends its time."""
+"""What one process pays for the leases that it holds."""
 
 from __future__ import annotations
 
@@ -49,14 +49,3 @@ def _renewals(bench: Bench, contender: type[Contender]) -> Mapping[str, float | 
         "busy": found["busy"] / rounds,
         "cpu": found["cpu"] / rounds,
     }
-
-
-def layers(bench: Bench) -> Table:
-    """The layers of an acquire and release on PostgreSQL; see ``benchmarks/layers.py``."""
-    return bench.rounds(
-        bench.chosen("layers"),
-        bench.either(1, 3),
-        lambda contender, number: bench.run(
-            contender, "layers", name=f"layers:{number}", cycles=bench.either(300, 1000)
-        ),
-    )
