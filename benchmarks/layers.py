@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from django.db import connection
 
+from distlock.backends.mysql import RELEASE_ALONE, UPSERT
 from distlock.backends.postgresql import GRANT, GRANT_ASYNC, RELEASE_ASYNC
 from tests.databases import connect, query
 
@@ -30,7 +31,9 @@ ACCOUNTED = 200
 BLOCK = 50
 SETTLED = 5
 """Cycles of a block that do not count."""
-PLANNED = {each.execute: each for each in (GRANT, GRANT_ASYNC, RELEASE_ASYNC)}
+PLANNED = {
+    each.execute: each for each in (GRANT, GRANT_ASYNC, RELEASE_ASYNC, UPSERT, RELEASE_ALONE)
+}
 
 
 class Way(NamedTuple):
@@ -43,14 +46,14 @@ class Way(NamedTuple):
 def measure(contender: Contender, name: str, cycles: int) -> dict[str, float]:
     """Seconds of the median cycle of each layer, and the server's own account of the statements.
 
-    Raises `RuntimeError` if acquire and release are not two statements that can be replayed.
+    Raises `RuntimeError` if acquire and release are not two planned statements.
     """
     timed(contender.cycle, [name], WARM)
     with Watch() as watch:
         contender.cycle(name)
     pair = [(statement.sql, statement.parameters) for statement in watch.seen]
-    if len(pair) != 2:
-        raise RuntimeError(f"acquire and release are not two statements: {pair}")
+    if len(pair) != 2 or not all(sql in PLANNED for sql, _ in pair):
+        raise RuntimeError(f"acquire and release are not two planned statements: {pair}")
     with ExitStack() as stack:
         replay = REPLAYS[contender.server](contender.url, pair, stack)
         ways = {"distlock": Way(contender.cycle), **replay.ways()}
@@ -68,6 +71,7 @@ class Replay(ABC):
 
     def __init__(self, url: str, pair: Pair, stack: ExitStack) -> None:
         self._url, self._pair, self._stack = url, pair, stack
+        self._unplanned = [(PLANNED[sql].sql, parameters) for sql, parameters in pair]
 
     @abstractmethod
     def ways(self) -> dict[str, Way]:
@@ -91,9 +95,6 @@ class Replay(ABC):
 class OnPostgreSQL(Replay):
     def __init__(self, url: str, pair: Pair, stack: ExitStack) -> None:
         super().__init__(url, pair, stack)
-        if not all(sql in PLANNED for sql, _ in pair):
-            raise RuntimeError(f"acquire and release are not planned: {pair}")
-        self._whole = [(PLANNED[sql].sql, parameters) for sql, parameters in pair]
         self._raw = self._planning_session()
 
     def ways(self) -> dict[str, Way]:
@@ -104,7 +105,7 @@ class OnPostgreSQL(Replay):
         return {
             "Django's cursor": Way(self._by_django),
             "the driver": Way(lambda _: _send(self._raw, self._pair)),
-            "the driver, not planned before": Way(lambda _: _send(self._raw, self._whole)),
+            "the driver, not planned before": Way(lambda _: _send(self._raw, self._unplanned)),
             "the driver, no wait for the disk": Way(lambda _: _send(hasty, self._pair)),
             "raw lease": Way(lease.cycle),
             "the driver, two SELECT 1": Way(lambda _: _send(self._raw, NOTHING)),
@@ -119,7 +120,7 @@ class OnPostgreSQL(Replay):
         self._raw.execute("SET pg_stat_statements.track_planning = on")
         for _ in range(ACCOUNTED):
             _send(self._raw, self._pair)
-            _send(self._raw, self._whole)
+            _send(self._raw, self._unplanned)
         row = query(
             self._url,
             "SELECT sum(total_plan_time) / sum(plans), sum(total_exec_time) / sum(calls) "
@@ -144,12 +145,15 @@ class OnPostgreSQL(Replay):
 class OnMariaDB(Replay):
     def ways(self) -> dict[str, Way]:
         cursor = self._stack.enter_context(closing(self._session().cursor()))
+        for sql, _ in self._pair:
+            cursor.execute(PLANNED[sql].prepare)
         lease = RawMariaDBLease(self._url)
         lease.prepare()
         self._stack.callback(lease.local.connection.close)
         return {
             "Django's cursor": Way(self._by_django),
             "the driver": Way(lambda _: _send_by(cursor, self._pair)),
+            "the driver, not planned before": Way(lambda _: _send_by(cursor, self._unplanned)),
             "the driver, no wait for the disk": Way(
                 lambda _: _send_by(cursor, self._pair), self._hasty
             ),

@@ -30,6 +30,7 @@ a refusal: the owner that comes back does.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ from .base import (
 )
 from .examine import mysql as examination
 from .generic import Generic
+from .plans import Plans, Statement
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -69,6 +71,8 @@ COLUMNS = (
     "host, pid, thread, note"
 )
 IDENTITY = "DATABASE()"
+STILL_HERE = f"IF(BINARY {IDENTITY} = ?, {IDENTITY}, '')"
+FIELD = re.compile(r"%\(\w+\)s|" + re.escape(IDENTITY))
 GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}, {IDENTITY}"
 ROW = "name = %(name)s AND slot = %(slot)s"
 MINE = "(owner = %(owner)s OR (owner = '' AND fencing_token = %(token)s))"
@@ -94,6 +98,23 @@ SET l.owner = %(owner)s,
     l.losses = l.losses + free.lost, l.lost_at = IF(free.lost, {NOW}, l.lost_at),
     l.total_wait = l.total_wait + free.anew * %(waited)s,
     l.longest_wait = GREATEST(l.longest_wait, %(waited)s)"""
+
+
+def _planned(name: str, sql: str) -> Statement:
+    """Return a statement for MariaDB; MySQL's EXECUTE takes nothing but variables.
+
+    A plan runs in the database that was current when it was made. So that which is current now is
+    among the values: where they differ, the grant is of no table; see Note [One table].
+    """
+    text = FIELD.sub(lambda field: STILL_HERE if field[0] == IDENTITY else "?", sql)
+    text = text.replace("'", "''")
+    values = ", ".join(field[0] for field in FIELD.finditer(sql))
+    return Statement(
+        sql,
+        prepare=f"PREPARE {name} FROM '{text}'",
+        execute=f"EXECUTE {name} USING {values}",
+        forget=f"DEALLOCATE PREPARE {name}",
+    )
 
 
 def _insert(mark: str) -> str:
@@ -124,7 +145,9 @@ LOST = f"(expires_at <= {NOW} AND owner NOT IN ('', VALUES(owner)))"
 ANEW = f"((expires_at <= {NOW} OR {NOBODYS} OR {RESUMED}) AND owner <> VALUES(owner))"
 # What counts comes before the owner: after it a grant that was found again looks like a new one.
 # The owner is unique, so that it tells in the later assignments whether the first took effect.
-UPSERT = f"""
+UPSERT = _planned(
+    "distlock_grant",
+    f"""
 {AT_ONCE} {_insert(f"({MARK})")}
 ON DUPLICATE KEY UPDATE
     fencing_token = IF(expires_at <= {NOW} OR {NOBODYS} OR {RESUMED},
@@ -145,7 +168,8 @@ ON DUPLICATE KEY UPDATE
     longest_wait = IF(owner = VALUES(owner),
         GREATEST(longest_wait, VALUES(longest_wait)), longest_wait),
     expires_at = IF(owner = VALUES(owner), VALUES(expires_at), expires_at)
-RETURNING owner, {GRANTED}"""
+RETURNING owner, {GRANTED}""",
+)
 
 SINCE = f"LEAST(acquired_at, {NOW})"  # the clock may have been set back meanwhile
 
@@ -168,7 +192,9 @@ RELEASED = _released()
 RELEASED_ALONE = _released(f"owner = '' OR expires_at <= {NOW}", LOST_BY_RELEASE)
 
 RELEASE = f"UPDATE {TABLE} SET {RELEASED}, owner = '' WHERE {OURS}"
-RELEASE_ALONE = f"UPDATE {TABLE} SET {RELEASED_ALONE}, owner = '' WHERE {OURS}"
+RELEASE_ALONE = _planned(
+    "distlock_release", f"UPDATE {TABLE} SET {RELEASED_ALONE}, owner = '' WHERE {OURS}"
+)
 FIND = f"SELECT id FROM {TABLE} WHERE {OURS}"
 RELEASE_FOUND = f"UPDATE {TABLE} SET {RELEASED}, owner = '' WHERE id = %(id)s AND {MINE}"
 
@@ -279,11 +305,11 @@ class MySQL(Generic):
     def _release_alone(self, connection: BaseDatabaseWrapper, held: Held) -> bool:
         with connection.cursor() as cursor:
             try:
-                cursor.execute(RELEASE_ALONE, parameters_of(held))
+                self._send(connection, cursor, RELEASE_ALONE, parameters_of(held))
             except DatabaseError as error:
                 if error_code(error) not in UNDONE:
                     raise
-                cursor.execute(RELEASE_ALONE, parameters_of(held))
+                cursor.execute(RELEASE_ALONE.sql, parameters_of(held))
             return bool(cursor.rowcount == 1)
 
     def free(self, connection: BaseDatabaseWrapper, held: Held) -> Unlock:
@@ -353,6 +379,16 @@ class MySQL(Generic):
         with super()._transaction(connection), self._latest(connection):
             yield
 
+    def _send(
+        self,
+        connection: BaseDatabaseWrapper,
+        cursor: CursorWrapper,
+        statement: Statement,
+        parameters: Mapping[str, Any],
+    ) -> None:
+        """Execute a statement that is sent again and again."""
+        cursor.execute(statement.sql, parameters)
+
     def _is_pinned(self, cursor: CursorWrapper, name: str, slot: int) -> bool:
         # A plain SELECT would do, but at SERIALIZABLE it waits.
         try:
@@ -400,6 +436,22 @@ class MySQL(Generic):
         return f"{init_command}; {limits}" if init_command else limits
 
 
+class MariaDBPlans(Plans):
+    """MariaDB reads a statement once and plans it each time, so no plan is ever out of date."""
+
+    gone = (1243, 1461)
+    """The plan does not exist, or the server has as many as it may."""
+
+    def may_fail(self, connection: BaseDatabaseWrapper) -> bool:
+        """Always: such errors end no transaction."""
+        return True
+
+    def is_direct(self, connection: BaseDatabaseWrapper, cursor: CursorWrapper) -> bool:
+        """Whether it is the session that the driver has opened."""
+        cursor.execute("SELECT CONNECTION_ID()")
+        return bool(cursor.fetchone()[0] == connection.connection.thread_id())
+
+
 class MariaDB(MySQL):
     """MariaDB 10.6 and later: the grant is one upsert that never waits and returns the row."""
 
@@ -413,12 +465,13 @@ class MariaDB(MySQL):
     def __init__(self) -> None:
         super().__init__()
         self._knows: dict[tuple[int, ...], bool] = {}
+        self._plans = MariaDBPlans()
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
         for _ in range(GAP_TRIES):
             try:
                 with connection.cursor() as cursor:
-                    cursor.execute(UPSERT, claim.parameters(waited))
+                    self._send(connection, cursor, UPSERT, claim.parameters(waited))
                     owner, *granted = cursor.fetchone()
                 return Grant(*granted) if owner == claim.owner else None
             except DatabaseError as error:
@@ -430,6 +483,15 @@ class MariaDB(MySQL):
                 if not self.is_contention(error):
                     raise
         return None
+
+    def _send(
+        self,
+        connection: BaseDatabaseWrapper,
+        cursor: CursorWrapper,
+        statement: Statement,
+        parameters: Mapping[str, Any],
+    ) -> None:
+        self._plans.run(connection, cursor, statement, parameters)
 
     def _session_limits(self, init_command: str | None) -> str:
         limits = super()._session_limits(init_command)

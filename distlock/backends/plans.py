@@ -1,20 +1,23 @@
-"""PostgreSQL's plans of the statements that are sent again and again, kept by each session.
+"""The plans of the statements that are sent again and again, kept by each session.
 
-To plan a grant takes the server longer than to execute it. So a session that is used often has the
-statement planned once, by PREPARE. Not psycopg's way, for Django turns that off; and not through a
-pooler, which hands the session to others: its process id is then not what the driver was told.
+To read and plan a grant takes a server as long as to execute it. So a session that is used often
+has that done once, by PREPARE, and sends EXECUTE from then on. Not through a pooler, which hands
+the session to others: its id is then not what the driver was told. And not by the driver: Django
+turns psycopg's own way off, and where that has a plan, each rollback drops all of the session's,
+the user's too; mysqlclient has none.
 
-Only outside a transaction, where an error costs nothing: if the plan is gone (DISCARD, a pooler
-that does pass the id on) or of no use any more (a migration), the statement is sent as it is, and
-so it is from then on.
+Only where an error costs nothing but the statement: if the plan is gone (a session that was reset,
+a pooler that does pass the id on) or of no use any more (a migration), the statement is sent as it
+is, and so it is from then on.
 """
 
 from __future__ import annotations
 
-import re
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 from django.db import DatabaseError
@@ -28,25 +31,15 @@ if TYPE_CHECKING:
 
 THRESHOLD = 5
 """How often a session sends a statement before it is worth a plan. Most live for one request."""
-LASTS = 60.0
-"""Seconds that a plan is used: that of an empty table is of no use for a full one."""
-GONE = ("26000", "0A000", "42P05")
-"""The plan does not exist, does not fit any more, or exists: the session is not ours alone."""
-FIELD = re.compile(r"%\((\w+)\)s")
 
 
-class Statement:
-    """A statement, and how to prepare and execute it. `types`: those of its parameters."""
+class Statement(NamedTuple):
+    """A statement, and how a session has it planned, executes the plan, and forgets it."""
 
-    def __init__(self, name: str, sql: str, types: Mapping[str, str]) -> None:
-        names = list(dict.fromkeys(FIELD.findall(sql)))
-        numbered = FIELD.sub(lambda field: f"${names.index(field[1]) + 1}", sql)
-        kinds = ", ".join(types[each] for each in names)
-        values = ", ".join(f"%({each})s" for each in names)
-        self.sql = sql
-        self.deallocate = f"DEALLOCATE {name}"
-        self.prepare = f"PREPARE {name} ({kinds}) AS {numbered}"
-        self.execute = f"EXECUTE {name} ({values})"
+    sql: str
+    prepare: str
+    execute: str
+    forget: str
 
 
 @dataclass
@@ -57,22 +50,25 @@ class Session:
     planned: dict[str, float] = field(default_factory=dict)
     is_direct: bool | None = None
 
-    def plan(self, statement: Statement, cursor: CursorWrapper) -> None:
-        """Have a statement planned, if that was not done lately."""
-        planned = self.planned.get(statement.sql)
-        if planned is not None and clock() - planned < LASTS:
-            return
-        if planned is not None:
-            cursor.execute(statement.deallocate)
-        cursor.execute(statement.prepare)
-        self.planned[statement.sql] = clock()
 
-
-class Plans:
+class Plans(ABC):
     """The sessions of this process, by the driver's connection."""
+
+    lasts: ClassVar[float] = math.inf
+    """Seconds that a plan is used."""
+    gone: ClassVar[tuple[int | str, ...]]
+    """The errors that say that there is no plan: the session is not ours alone."""
 
     def __init__(self) -> None:
         self._sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
+
+    @abstractmethod
+    def may_fail(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether an error would end nothing but the statement."""
+
+    @abstractmethod
+    def is_direct(self, connection: BaseDatabaseWrapper, cursor: CursorWrapper) -> bool:
+        """Whether the driver speaks to the server itself, as far as one can tell."""
 
     def run(
         self,
@@ -83,34 +79,35 @@ class Plans:
     ) -> None:
         """Execute a statement, by its plan if there is one."""
         session = self._sessions.setdefault(connection.connection, Session())
-        if session.is_direct is False or not _may_fail(connection):
+        if session.is_direct is False or not self.may_fail(connection):
             cursor.execute(statement.sql, parameters)
             return
         uses = session.uses[statement.sql] = session.uses.get(statement.sql, 0) + 1
         try:
-            if uses >= THRESHOLD and self._is_direct(connection, cursor, session):
-                session.plan(statement, cursor)
+            if uses >= THRESHOLD and self._knows_direct(connection, cursor, session):
+                self._plan(session, statement, cursor)
                 cursor.execute(statement.execute, parameters)
             else:
                 cursor.execute(statement.sql, parameters)
         except DatabaseError as error:
-            if error_code(error) not in GONE:
+            if error_code(error) not in self.gone:
                 raise
             session.is_direct = False
             cursor.execute(statement.sql, parameters)
 
-    def _is_direct(
+    def _knows_direct(
         self, connection: BaseDatabaseWrapper, cursor: CursorWrapper, session: Session
     ) -> bool:
-        """Whether the driver speaks to the server itself, as far as one can tell."""
         if session.is_direct is None:
-            cursor.execute("SELECT pg_backend_pid()")
-            session.is_direct = cursor.fetchone()[0] == connection.connection.info.backend_pid
+            session.is_direct = self.is_direct(connection, cursor)
         return session.is_direct
 
-
-def _may_fail(connection: BaseDatabaseWrapper) -> bool:
-    """Whether an error would end nothing but the statement, and its values stand in its text."""
-    return connection.connection.autocommit and not connection.settings_dict["OPTIONS"].get(
-        "server_side_binding"
-    )
+    def _plan(self, session: Session, statement: Statement, cursor: CursorWrapper) -> None:
+        """Have a statement planned, if that was not done lately."""
+        planned = session.planned.get(statement.sql)
+        if planned is not None and clock() - planned < self.lasts:
+            return
+        if planned is not None:
+            cursor.execute(statement.forget)
+        cursor.execute(statement.prepare)
+        session.planned[statement.sql] = clock()

@@ -23,6 +23,7 @@ decides.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -53,6 +54,7 @@ from .stats import COUNTERS, LockStats, stats_of
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.backends.utils import CursorWrapper
 
     from ..findings import Finding
 
@@ -134,15 +136,29 @@ LOST_BY_RELEASE = f""",
 RELEASE_ALONE = _release(CLOCK_ASYNC, "l.owner = '' OR l.expires_at <= clock.now", LOST_BY_RELEASE)
 
 
+FIELD = re.compile(r"%\((\w+)\)s")
 TYPES = {
     **dict.fromkeys(("name", "owner", "host", "thread", "note"), "varchar"),
     **dict.fromkeys(("pid", "token", "ttl", "first", "waited", "min_hold"), "bigint"),
     **dict.fromkeys(("slot", "resumes"), "integer"),
 }
-GRANT, GRANT_ASYNC = (
-    Statement(f"distlock_{name}", _grant(clock), TYPES)
-    for name, clock in (("grant", CLOCK), ("grant_async", CLOCK_ASYNC))
-)
+
+
+def _planned(name: str, sql: str) -> Statement:
+    names = list(dict.fromkeys(FIELD.findall(sql)))
+    numbered = FIELD.sub(lambda field: f"${names.index(field[1]) + 1}", sql)
+    types = ", ".join(TYPES[each] for each in names)
+    values = ", ".join(f"%({each})s" for each in names)
+    return Statement(
+        sql,
+        prepare=f"PREPARE {name} ({types}) AS {numbered}",
+        execute=f"EXECUTE {name} ({values})",
+        forget=f"DEALLOCATE {name}",
+    )
+
+
+GRANT = _planned("distlock_grant", _grant(CLOCK))
+GRANT_ASYNC = _planned("distlock_grant_async", _grant(CLOCK_ASYNC))
 
 NOTIFY = (  # see Note [Wanted]
     f"CASE WHEN l.wanted_until > clock.now THEN pg_notify('{TABLE}', l.slot || ' ' || l.name) END"
@@ -167,7 +183,7 @@ WHERE l.expires_at > clock.now AND l.owner NOT IN (SELECT owner FROM upd)"""
 # No join with upd: its rows are estimated at one, and thousands would be joined in nested loops.
 
 RELEASE = f"{_release(CLOCK)}{OURS} RETURNING {NOTIFY}"
-RELEASE_ASYNC = Statement("distlock_release", f"{RELEASE_ALONE}{OURS} RETURNING {NOTIFY}", TYPES)
+RELEASE_ASYNC = _planned("distlock_release", f"{RELEASE_ALONE}{OURS} RETURNING {NOTIFY}")
 
 FREE = f"""
 WITH mine AS (
@@ -245,6 +261,25 @@ WITH ended AS (
 ) SELECT count(*), max(id) FROM del"""
 
 
+class PostgreSQLPlans(Plans):
+    """A plan of an empty table is of no use for a full one, so it is made anew now and then."""
+
+    lasts = 60.0
+    gone = ("26000", "0A000", "42P05")
+    """The plan does not exist, does not fit any more, or exists."""
+
+    def may_fail(self, connection: BaseDatabaseWrapper) -> bool:
+        """Not in a transaction, and EXECUTE takes no values that do not stand in its text."""
+        return connection.connection.autocommit and not connection.settings_dict["OPTIONS"].get(
+            "server_side_binding"
+        )
+
+    def is_direct(self, connection: BaseDatabaseWrapper, cursor: CursorWrapper) -> bool:
+        """Whether it is the session that the driver has opened."""
+        cursor.execute("SELECT pg_backend_pid()")
+        return bool(cursor.fetchone()[0] == connection.connection.info.backend_pid)
+
+
 class PostgreSQL(Backend):
     """PostgreSQL 14 and later, with psycopg 3."""
 
@@ -259,7 +294,7 @@ class PostgreSQL(Backend):
 
     def __init__(self) -> None:
         self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-        self._plans = Plans()
+        self._plans = PostgreSQLPlans()
         self._messages: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:

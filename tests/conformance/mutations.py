@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "mutants"
 FILES = {
     "sqlite": ["sqlite", "base"],
     "postgresql": ["postgresql", "plans", "generic", "base"],
-    "mariadb": ["mysql", "generic"],
+    "mariadb": ["mysql", "plans", "generic"],
 }
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL: a session that is used often has its statements planned once."""
+"""A session that is used often has its statements planned once, on PostgreSQL and MariaDB."""
 
 from __future__ import annotations
 
@@ -7,15 +7,36 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from distlock.backends.base import Backend
+from distlock.backends.base import Backend, error_code
 from distlock.backends.plans import THRESHOLD
 
-from .rows import TABLE, Holding, claim, execute, expire, query, session, stored, take, within
+from .rows import (
+    SECOND,
+    TABLE,
+    Holding,
+    claim,
+    execute,
+    expire,
+    pinned,
+    query,
+    session,
+    stored,
+    take,
+    within,
+    write,
+)
 
-pytestmark = [pytest.mark.vendor("postgresql"), pytest.mark.backends("PostgreSQL")]
+pytestmark = [
+    pytest.mark.vendor("postgresql", "mysql"),
+    pytest.mark.backends("PostgreSQL", "MariaDB"),
+]
+postgresql = pytest.mark.vendor("postgresql")
+mariadb = pytest.mark.vendor("mysql")
+
+NAMES = ("distlock_grant", "distlock_grant_async", "distlock_release")
 
 
 @pytest.fixture
@@ -35,7 +56,19 @@ def cycle(backend: Backend, on: BaseDatabaseWrapper, **more: Any) -> Holding:
 
 
 def plans(on: BaseDatabaseWrapper) -> set[str]:
-    return {name for (name,) in query("SELECT name FROM pg_prepared_statements", on=on)}
+    if on.vendor == "postgresql":
+        return {name for (name,) in query("SELECT name FROM pg_prepared_statements", on=on)}
+    return {name for name in NAMES if _is_known_to_mariadb(name, on)}
+
+
+def _is_known_to_mariadb(name: str, on: BaseDatabaseWrapper) -> bool:
+    with pytest.raises(DatabaseError) as caught:  # it has too few values, or is not there
+        execute(f"EXECUTE {name}", on=on)
+    assert error_code(caught.value) in (1210, 1243)
+    return error_code(caught.value) == 1210
+
+
+UNPLANNED = {"postgresql": ["WITH", "UPDATE"], "mysql": ["SET", "UPDATE"]}
 
 
 @contextmanager
@@ -43,7 +76,8 @@ def sent(on: BaseDatabaseWrapper) -> Iterator[list[str]]:
     statements: list[str] = []
 
     def note(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        statements.append(sql.split()[0])
+        first, second, *_ = sql.split()
+        statements.append(second if first == "EXECUTE" else first)
         return execute(sql, params, many, context)
 
     with on.execute_wrapper(note):
@@ -61,7 +95,9 @@ def test_plans_are_used(backend: Backend, planned: BaseDatabaseWrapper) -> None:
     with sent(planned) as statements:
         first = cycle(backend, planned)
         second = cycle(backend, planned, durable=False)
-    assert statements == ["EXECUTE", "EXECUTE", "WITH", "EXECUTE"]
+    asynchronous = "WITH" if planned.vendor == "postgresql" else "distlock_grant"
+    released = "distlock_release"
+    assert statements == ["distlock_grant", released, asynchronous, released]
     assert second.token > first.token
 
 
@@ -76,6 +112,7 @@ def test_values_are_kept_apart_from_the_statement(
     assert backend.release(planned, held, alone=True)
 
 
+@postgresql
 def test_a_transaction_is_not_put_at_risk(backend: Backend, planned: BaseDatabaseWrapper) -> None:
     planned.set_autocommit(False)
     with sent(planned) as statements:
@@ -85,21 +122,72 @@ def test_a_transaction_is_not_put_at_risk(backend: Backend, planned: BaseDatabas
         take(backend, on=planned)
     planned.rollback()
     planned.set_autocommit(True)
-    assert "EXECUTE" not in statements
+    assert not set(NAMES) & set(statements)
 
 
-@pytest.mark.parametrize("how", ["DISCARD ALL", "DEALLOCATE ALL", "DEALLOCATE distlock_release"])
+@mariadb
+def test_a_plan_that_is_gone_ends_no_transaction(
+    backend: Backend, planned: BaseDatabaseWrapper
+) -> None:
+    planned.set_autocommit(False)
+    held = take(backend, on=planned)
+    execute("DEALLOCATE PREPARE distlock_grant", on=planned)
+    with sent(planned) as statements:
+        take(backend, on=planned, name="another")
+    planned.commit()
+    planned.set_autocommit(True)
+    assert statements == ["distlock_grant", "SET"]
+    assert (stored().owner, stored("another").owner) == (held.owner, held.owner)
+
+
+def reset(how: str, on: BaseDatabaseWrapper) -> None:
+    """What a pooler or a user may do to a session."""
+    if how == "change_user":
+        at = on.settings_dict
+        on.connection.change_user(at["USER"], at["PASSWORD"], at["NAME"])
+        return
+    execute(how, on=on)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *(
+            pytest.param(how, marks=postgresql)
+            for how in ("DISCARD ALL", "DEALLOCATE ALL", "DEALLOCATE distlock_release")
+        ),
+        *(
+            pytest.param(how, marks=mariadb)
+            for how in ("change_user", "DEALLOCATE PREPARE distlock_release")
+        ),
+    ],
+)
 def test_plans_that_are_gone_are_done_without(
     backend: Backend, planned: BaseDatabaseWrapper, how: str
 ) -> None:
-    execute(how, on=planned)
+    reset(how, planned)
     for _ in range(THRESHOLD + 2):
         cycle(backend, planned)
     with sent(planned) as statements:
         cycle(backend, planned)
-    assert statements == ["WITH", "UPDATE"]
+    assert statements == UNPLANNED[planned.vendor]
 
 
+@mariadb
+def test_a_server_that_has_plans_enough_is_asked_for_none(backend: Backend) -> None:
+    execute("SET GLOBAL max_prepared_stmt_count = 0")
+    try:
+        with session() as one:
+            for _ in range(THRESHOLD + 2):
+                cycle(backend, one)
+            with sent(one) as statements:
+                cycle(backend, one)
+    finally:
+        execute("SET GLOBAL max_prepared_stmt_count = DEFAULT")
+    assert statements == UNPLANNED["mysql"]
+
+
+@postgresql
 def test_plans_outlive_changes_of_the_table(backend: Backend, planned: BaseDatabaseWrapper) -> None:
     execute(f"ALTER TABLE {TABLE} ADD COLUMN later integer DEFAULT 7")
     try:
@@ -113,6 +201,51 @@ def test_plans_outlive_changes_of_the_table(backend: Backend, planned: BaseDatab
         execute(f"ALTER TABLE {TABLE} ALTER COLUMN fencing_token TYPE bigint")
 
 
+@mariadb
+def test_plans_outlive_changes_of_mariadbs_table(
+    backend: Backend, planned: BaseDatabaseWrapper
+) -> None:
+    execute(f"ALTER TABLE {TABLE} ADD COLUMN later integer DEFAULT 7")
+    try:
+        cycle(backend, planned)
+        execute(f"ALTER TABLE {TABLE} ADD INDEX later (note)")
+        cycle(backend, planned)
+    finally:
+        execute(f"ALTER TABLE {TABLE} DROP COLUMN later, DROP INDEX IF EXISTS later")
+    with sent(planned) as statements:
+        cycle(backend, planned)
+    assert statements == ["distlock_grant", "distlock_release"]
+
+
+@mariadb
+def test_a_plan_of_another_database_grants_no_table(
+    backend: Backend, planned: BaseDatabaseWrapper
+) -> None:
+    """It takes the row of its own, whichever is current."""
+    here = backend.grant(planned, claim(), 0)
+    assert here is not None
+    assert here.table == backend.identity(planned)
+    execute("CREATE DATABASE distlock_elsewhere")
+    try:
+        execute("USE distlock_elsewhere", on=planned)
+        there = backend.grant(planned, claim(), 0)
+        assert there is not None
+        assert there.table == ""
+        assert backend.release(planned, Holding(token=there.token), alone=True)
+    finally:
+        execute("DROP DATABASE distlock_elsewhere")
+
+
+def test_a_planned_grant_of_a_pinned_row_does_not_wait(
+    backend: Backend, planned: BaseDatabaseWrapper
+) -> None:
+    write(expires_at=-SECOND)
+    with pinned("n"), within(0.5), sent(planned) as statements:
+        assert backend.grant(planned, claim(), 0) is None
+    assert statements[0] == "distlock_grant"
+
+
+@postgresql
 def test_plans_follow_the_search_path(backend: Backend, planned: BaseDatabaseWrapper) -> None:
     """Two tenants with one name, on one session: each has its own row."""
     execute("CREATE SCHEMA tenant")
@@ -122,7 +255,7 @@ def test_plans_follow_the_search_path(backend: Backend, planned: BaseDatabaseWra
         execute("SET search_path TO tenant", on=planned)
         with sent(planned) as statements:
             there = backend.grant(planned, claim("you"), 0)
-        assert statements == ["EXECUTE"]
+        assert statements == ["distlock_grant"]
         assert here is not None
         assert there is not None
         assert there.table == backend.identity(planned) != here.table
@@ -138,7 +271,7 @@ def test_an_error_of_the_statement_is_an_error(
 ) -> None:
     execute(f"ALTER TABLE {TABLE} RENAME TO elsewhere")
     try:
-        with pytest.raises(Exception, match="does not exist"):
+        with pytest.raises(DatabaseError, match=r"does(n't| not) exist"):
             cycle(backend, planned)
     finally:
         execute(f"ALTER TABLE elsewhere RENAME TO {TABLE}")
@@ -169,4 +302,4 @@ def test_a_session_that_a_pooler_shares_out_gets_no_plans(backend: Backend) -> N
             cycle(backend, one)
         with sent(one) as statements:
             cycle(backend, one)
-    assert statements == ["WITH", "UPDATE"]
+    assert statements == UNPLANNED["postgresql"]
