@@ -110,11 +110,12 @@ class Rounds:
         """See `Keeper.keep`."""
         with self._mutex:
             self._terms.add(term)
-            sooner = _next(term) < self._planned
+            due = _next(term)
+            if due < self._planned:
+                self._thread.wake()  # first: an interrupt here must leave no plan that nobody has
+                self._planned = due
         self._private.patience = min(self._private.patience, _patience(term))
         self._thread.ensure_started()
-        if sooner:
-            self._thread.wake()
 
     def replan(self, term: Term) -> None:
         """See `Keeper.replan`."""
@@ -233,7 +234,10 @@ class Rounds:
         now = clock()
         with self._mutex:
             again = now + AGAIN if self._broken else math.inf
-            self._planned = min([now + IDLE, again, *map(_next, self._terms)])
+            # A look that was planned for a lease that is gone stays, for the next one's sake: where
+            # many are short, each would wake this thread.
+            planned = self._planned if self._planned > now else math.inf
+            self._planned = min([now + IDLE, again, planned, *map(_next, self._terms)])
         return max(0.0, self._planned - now)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from distlock.backends import backend_for
 from distlock.backends.base import Unlock
 from distlock.background import Background
 from distlock.connections import private
+from distlock.deadlines import clock
 from distlock.keeper import keeper
 from distlock.signals import lock_lost
 from distlock.terms import margin
@@ -89,6 +91,23 @@ def test_a_released_lease_is_left_alone() -> None:
     with renewals_that(lambda real, on, held: real(on, held)) as calls:
         time.sleep(0.5)
     assert calls == []
+
+
+def test_short_leases_do_not_wake_the_thread_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = keeper.rounds("default")
+    lock("x", ttl=30).acquire().release()  # it runs
+    woken: list[bool] = []
+    monkeypatch.setattr(rounds._thread, "wake", lambda: woken.append(True))
+    rounds._planned = math.inf  # whatever other tests have left
+    lock("x", ttl=30).acquire().release()
+    assert woken.pop()
+    rounds._delay()  # what a look does that finds it gone
+    lock("x", ttl=30).acquire().release()
+    assert not woken
+    lock("x", ttl=15).acquire().release()
+    assert woken  # it would be due before
+    rounds._planned = clock()  # that moment has come, and there is nothing to renew
+    assert rounds._delay() > 15
 
 
 def test_trust_ends_before_the_database_does() -> None:
