@@ -45,7 +45,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from django.conf import settings
 from django.db import DatabaseError, OperationalError
@@ -101,8 +101,7 @@ class Holder:
         return f"{self.thread} of process {self.pid} on {self.host}{note}"
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What one acquisition asks for. `owner` is its nonce, made before a statement is sent.
 
     `ttl` and `min_hold` are microseconds. `durable=False`: the grant may be forgotten if the
@@ -147,8 +146,7 @@ class Held(Protocol):
     min_hold_us: int
 
 
-@dataclass(frozen=True)
-class Grant:
+class Grant(NamedTuple):
     """A lock was given. Moments are microseconds on the database's clock."""
 
     token: int
