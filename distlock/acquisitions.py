@@ -137,7 +137,7 @@ class Acquisition:
             if adopted:
                 self._adopts = True
                 return Lease(adopted, self._context)
-        if not where.own and can_keep(self._alias):
+        if not where.own and can_keep(where.connection):
             key = (self._claim.name, self._claim.slot)
             self._line = waiting.Line(lookout(self._alias), key, self._ticket)
             if self._lock.fair and self._deadline.left > 0:
@@ -188,7 +188,7 @@ class Acquisition:
         try:
             if where.transaction is not None:
                 where.transaction.take(term, own=where.own)
-            if not where.own and can_keep(term.alias):
+            if not where.own and can_keep(where.connection):
                 keeper.keep(term, may_free=where.transaction is None)
         except BaseException:
             self._told.release()
@@ -233,7 +233,7 @@ class Acquisition:
             return
         term = self._term(Grant(0, 0, 0))
         term.min_hold_us = 0  # nothing was done under it
-        if not where.own and can_keep(self._alias):
+        if not where.own and can_keep(where.connection):
             keeper.finish(term, lambda found: None)
         elif at_once:
             free = where.backend.free

@@ -21,7 +21,8 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from django.db import Error, connections
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import signals
 from .backends import backend_for
@@ -270,9 +271,8 @@ def _patience(term: Term) -> float:
 keeper = Keeper()
 
 
-def can_keep(alias: str) -> bool:
+def can_keep(connection: BaseDatabaseWrapper) -> bool:
     """Whether the keeper's connection would see the same database."""
-    connection = connections[alias]
     return not backend_for(connection).in_memory(connection)
 
 

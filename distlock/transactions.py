@@ -297,7 +297,7 @@ class Transaction:
                 continue
             if outcome is not Outcome.COMMITTED:
                 term.lose("the transaction that it was granted in was rolled back")
-            elif can_keep(term.alias):
+            elif can_keep(self.connection):
                 keeper.keep(term)
 
     def _conclude(self, term: Term, release: Release, outcome: Outcome) -> None:

@@ -659,7 +659,7 @@ def test_what_was_granted_to_a_cancelled_task_is_given_back(
     monkeypatch: pytest.MonkeyPatch, told: bool, kept: bool
 ) -> None:
     """`by its thread`: as in a database in memory, which no other connection sees."""
-    monkeypatch.setattr("distlock.acquisitions.can_keep", lambda alias: kept)
+    monkeypatch.setattr("distlock.acquisitions.can_keep", lambda connection: kept)
     with endings() as ended:
         run(Cancelled(told).run)
         assert nothing_is_left("x")

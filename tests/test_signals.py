@@ -150,7 +150,7 @@ def test_an_async_receiver_swallows_no_cancellation(
 def test_a_cancelled_task_whose_grant_comes_later_is_told_once(
     told: Told, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
-    monkeypatch.setattr("distlock.acquisitions.can_keep", lambda alias: kept)
+    monkeypatch.setattr("distlock.acquisitions.can_keep", lambda connection: kept)
     granted, cancelled = threading.Event(), threading.Event()
 
     def late(real: Any, *arguments: Any, **more: Any) -> Any:

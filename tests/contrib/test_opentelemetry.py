@@ -174,7 +174,7 @@ def test_a_lease_that_is_collected_leaves_no_span_behind(spans: Spans) -> None:
 
 @pytest.mark.django_db
 def test_nor_does_one_that_nobody_keeps(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distlock.acquisitions.can_keep", lambda alias: False)
+    monkeypatch.setattr("distlock.acquisitions.can_keep", lambda connection: False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         lock("unkept:1").acquire()
