@@ -28,7 +28,7 @@ from .events import log
 from .exceptions import AlreadyHeld, LockError
 from .keeper import can_keep, keeper
 from .leases import Lease
-from .lookout import lookout
+from .lookout import Lookout, lookout
 from .places import Place, place
 from .terms import Key, Term
 from .turns import Turn
@@ -54,7 +54,7 @@ class Acquisition:
         self._claim = _claim_of(lock)
         self._requested = clock()
         self._where: Place | None = None
-        self._line: waiting.Line | None = None
+        self._lookout: Lookout | None = None
         self._turn: Turn | None = None
         self._adopts = False
         self._told = threading.Lock()  # taken by whoever tells first how this has ended
@@ -138,11 +138,18 @@ class Acquisition:
                 self._adopts = True
                 return Lease(adopted, self._context)
         if not where.own and can_keep(where.connection):
-            key = (self._claim.name, self._claim.slot)
-            self._line = waiting.Line(lookout(self._alias), key, self._ticket)
+            self._lookout = lookout(self._alias)
             if self._lock.fair and self._deadline.left > 0:
                 self._turn = Turn(self._place, self._claim)
         return None
+
+    @property
+    def _line(self) -> waiting.Line | None:
+        """Where to stand in line. Made when it is asked for: it refers to this acquisition."""
+        if self._lookout is None:
+            return None
+        key = (self._claim.name, self._claim.slot)
+        return waiting.Line(self._lookout, key, self._ticket)
 
     def _ticket(self) -> int | None:
         return self._turn.number if self._turn else None
@@ -161,7 +168,8 @@ class Acquisition:
 
     def _try_first(self) -> Granted | None:
         """Try at once, unless others of this process stand in line before."""
-        if self._deadline.left <= 0 or self._line is None or self._line.is_empty:
+        line = self._line if self._deadline.left > 0 else None
+        if line is None or line.is_empty:
             return self._try(0.0)
         if self._turn:
             self._turn.stand_in_line()
