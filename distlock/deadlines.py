@@ -44,7 +44,7 @@ def seconds(value: Seconds, argument: str, *, positive: bool = False) -> float:
     Raises `TypeError` for anything but int, float and timedelta, and `ValueError` for a negative
     one, NaN, or more than ten years; with `positive`, also for less than a millisecond.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
+    if isinstance(value, bool) or not isinstance(value, Seconds):
         raise TypeError(
             f"{argument} must be a number of seconds or a timedelta, not {type(value).__name__}."
         )

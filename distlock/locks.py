@@ -290,8 +290,10 @@ class Lock:
         return self.using or known_alias(usual)
 
     def _waits(self) -> float | None:
-        wait = settings().WAIT if isinstance(self.wait, Default) else self.wait
-        return None if wait is None else seconds(wait, "WAIT")
+        if not isinstance(self.wait, Default):
+            return self.wait
+        usual = settings().WAIT
+        return None if usual is None else seconds(usual, "WAIT")
 
     @property
     def literal_name(self) -> str:
