@@ -41,9 +41,10 @@ class AtomicBlock:
         self._atomic = transaction.atomic(using=alias, durable=True)
         try:
             self._atomic.__enter__()
-            if not in_testcase(connections[alias]):
-                transaction_of(connections[alias]).open()
-            if not backend_for(connections[alias]).private_connection:
+            connection = connections[alias]
+            if not in_testcase(connection):
+                transaction_of(connection).open()
+            if not backend_for(connection).private_connection:
                 lease.guard()  # one writer at a time: a renewal would wait for this transaction
         except BaseException:
             if self._atomic in connections[alias].atomic_blocks:
