@@ -112,7 +112,7 @@ class Rounds:
         with self._mutex:
             self._terms.add(term)
             due = _next(term)
-            if due < self._planned:
+            if not self._looks_by(due):
                 self._thread.wake()  # first: an interrupt here must leave no plan that nobody has
                 self._planned = due
         self._private.patience = min(self._private.patience, _patience(term))
@@ -121,9 +121,13 @@ class Rounds:
     def replan(self, term: Term) -> None:
         """See `Keeper.replan`."""
         with self._mutex:
-            sooner = term in self._terms and _next(term) < self._planned
+            sooner = term in self._terms and not self._looks_by(_next(term))
         if sooner:
             self._thread.wake()
+
+    def _looks_by(self, due: float) -> bool:
+        """Whether it is planned to look by then. A plan may have passed: the machine slept."""
+        return clock() <= self._planned <= due
 
     def drop(self, term: Term) -> None:
         """See `Keeper.drop`."""
