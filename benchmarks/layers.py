@@ -129,7 +129,7 @@ class OnPostgreSQL(Replay):
         )
         assert row is not None
         planned, executed = (2 * float(milliseconds) / 1000 for milliseconds in row)
-        return {"planning on the server": planned, "execution on the server": executed}
+        return {"planning, where it is not planned before": planned, "execution": executed}
 
     def _planning_session(self) -> Any:
         """A session that binds values as Django does, and has the plans."""
@@ -188,4 +188,4 @@ def _send_by(cursor: Any, pair: Pair) -> None:
 
 def _check(cursor: Any) -> None:
     if cursor.rowcount != 1:
-        raise RuntimeError("a replayed statement did not do what it did at first")
+        raise RuntimeError("a replayed statement has found no row, or none of ours")

@@ -77,10 +77,11 @@ def _gaps(size: str) -> list[Column]:
     return [
         Column("gap p50 us", f"gap@{size}", _us),
         Column("until it is heard", f"heard@{size}", _us),
-        Column("until its thread runs", f"awake@{size}", _us),
+        Column("until its thread has woken", f"awake@{size}", _us),
         Column("grant", f"grant@{size}", _us),
-        Column("the rest: Python", f"rest@{size}", _us),
+        Column("the rest", f"rest@{size}", _us),
         Column("tries of all", f"tries@{size}", _number),
+        Column("% that were heard of", f"known@{size}", _share),
     ]
 
 
@@ -194,7 +195,7 @@ SECTIONS = [
             Column("release", "release", _us),
             Column("COMMIT", "commit", _us),
             Column("autocommit off and on", "autocommit", _us),
-            Column("the rest: Python", "rest", _us),
+            Column("the rest", "rest", _us),
         ],
     ),
     *[

@@ -317,7 +317,7 @@ def steps(contender: Contender, ready: Ready, name: str, cycles: int) -> dict[st
     """The median cycle, in seconds, and what it consists of."""
     from .spans import of_a_cycle, recorded
 
-    calls = of_a_cycle()
+    calls, mine = of_a_cycle(), threading.current_thread().name
     timed(contender.cycle, [name], WARM)
     ready()
     found: dict[str, list[float]] = {}
@@ -327,7 +327,8 @@ def steps(contender: Contender, ready: Ready, name: str, cycles: int) -> dict[st
             whole = timed(contender.cycle, [name], 1)[0]
             parts = dict.fromkeys(calls, 0.0)
             for span in spans:
-                parts[span.what] += span.end - span.begin
+                if span.thread == mine:
+                    parts[span.what] += span.end - span.begin
             rest = whole - sum(parts.values())
             for part, seconds in {"whole": whole, **parts, "rest": rest}.items():
                 found.setdefault(part, []).append(seconds)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -102,6 +103,8 @@ class Rounds:
         self._terms: set[Term] = set()
         self._broken: dict[Term, Done] = {}
         self._planned = 0.0
+        """When the thread looks again, by the clock that it sleeps by. Like the thread, that stands
+        still while the machine does: leases go on, and `clock` with them."""
         self._batch = self._private.backend.batch
         self._thread = Background(
             f"distlock-keeper-{alias}", self._step, self._private.close_if_unused
@@ -111,23 +114,23 @@ class Rounds:
         """See `Keeper.keep`."""
         with self._mutex:
             self._terms.add(term)
-            due = _next(term)
-            if not self._looks_by(due):
+            left = _next(term) - clock()
+            if not self._looks_within(left):
                 self._thread.wake()  # first: an interrupt here must leave no plan that nobody has
-                self._planned = due
+                self._planned = time.monotonic() + left
         self._private.patience = min(self._private.patience, _patience(term))
         self._thread.ensure_started()
 
     def replan(self, term: Term) -> None:
         """See `Keeper.replan`."""
         with self._mutex:
-            sooner = term in self._terms and not self._looks_by(_next(term))
+            sooner = term in self._terms and not self._looks_within(_next(term) - clock())
         if sooner:
             self._thread.wake()
 
-    def _looks_by(self, due: float) -> bool:
-        """Whether it is planned to look by then. A plan may have passed: the machine slept."""
-        return clock() <= self._planned <= due
+    def _looks_within(self, seconds: float) -> bool:
+        """Whether the thread will look in that time. A plan that has passed is none."""
+        return 0 <= self._planned - time.monotonic() <= seconds
 
     def drop(self, term: Term) -> None:
         """See `Keeper.drop`."""
@@ -146,6 +149,14 @@ class Rounds:
     # -- the thread ------------------------------------------------------------------------------
 
     def _step(self) -> float:
+        try:
+            self._look()
+            return self._delay()
+        except BaseException:
+            self._planned = 0.0  # the thread sleeps, and does not look when it was to
+            raise
+
+    def _look(self) -> None:
         terms = self._kept()
         self._private.patience = min([LIMIT, *map(_patience, terms)])
         due = self._due(terms)
@@ -156,7 +167,6 @@ class Rounds:
             self._batch = max(SMALLEST, self._batch // 2)
         self._finish_until(min(map(_next, terms), default=math.inf), _limit(terms))
         self._private.close_if_unused(IDLE)
-        return self._delay()
 
     def _kept(self) -> list[Term]:
         with self._mutex:
@@ -239,11 +249,13 @@ class Rounds:
         now = clock()
         with self._mutex:
             again = now + AGAIN if self._broken else math.inf
+            delay = max(0.0, min([now + IDLE, again, *map(_next, self._terms)]) - now)
             # A look that was planned for a lease that is gone stays, for the next one's sake: where
             # many are short, each would wake this thread.
-            planned = self._planned if self._planned > now else math.inf
-            self._planned = min([now + IDLE, again, planned, *map(_next, self._terms)])
-        return max(0.0, self._planned - now)
+            if (planned := self._planned - time.monotonic()) > 0:
+                delay = min(delay, planned)
+            self._planned = time.monotonic() + delay
+        return delay
 
 
 def _drop(terms: list[Term]) -> None:

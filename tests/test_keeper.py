@@ -17,12 +17,11 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 
-from distlock import Lease, LockLost, lock
+from distlock import Lease, LockLost, deadlines, lock
 from distlock.backends import backend_for
 from distlock.backends.base import Unlock
 from distlock.background import Background
 from distlock.connections import private
-from distlock.deadlines import clock
 from distlock.keeper import keeper
 from distlock.signals import lock_lost
 from distlock.terms import margin
@@ -93,24 +92,56 @@ def test_a_released_lease_is_left_alone() -> None:
     assert calls == []
 
 
-def test_short_leases_do_not_wake_the_thread_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def woken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What has woken the keeper's thread, which has nothing to do and no plan."""
     rounds = keeper.rounds("default")
     lock("x", ttl=30).acquire().release()  # it runs
     woken: list[bool] = []
     monkeypatch.setattr(rounds._thread, "wake", lambda: woken.append(True))
     rounds._planned = math.inf  # whatever other tests have left
+    return woken
+
+
+def test_short_leases_do_not_wake_the_thread_one_by_one(woken: list[bool]) -> None:
+    rounds = keeper.rounds("default")
     lock("x", ttl=30).acquire().release()
     assert woken.pop()
     rounds._delay()  # what a look does that finds it gone
     lock("x", ttl=30).acquire().release()
     assert not woken
-    lock("x", ttl=15).acquire().release()
-    assert woken.pop()  # it would be due before
-    rounds._planned = clock() - 1  # the machine slept, and the thread, which does not know, sleeps
+    lock("x", ttl=15).acquire().release()  # it would be due before
+    assert woken
+
+
+def test_a_plan_that_has_passed_is_none(woken: list[bool]) -> None:
+    rounds = keeper.rounds("default")
+    rounds._planned = time.monotonic() - 1
     lock("x", ttl=30).acquire().release()
     assert woken
-    rounds._planned = clock()  # that moment has come, and there is nothing to renew
+    rounds._planned = time.monotonic()  # that moment has come, and there is nothing to renew
     assert rounds._delay() > 15
+
+
+def test_a_lease_is_renewed_in_time_after_the_machine_slept(woken: list[bool]) -> None:
+    """The thread slept with it, and would sleep on."""
+    keeper.rounds("default")._planned = time.monotonic() + 60
+    deadlines.ahead += 55  # as it is never set back
+    lock("x", ttl=30).acquire().release()
+    assert woken
+
+
+def test_after_a_look_that_failed_whoever_comes_wakes_the_thread(
+    woken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = keeper.rounds("default")
+    lock("x", ttl=30).acquire().release()
+    woken.clear()
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(rounds, "_look", lambda: 1 / 0)
+        rounds._step()
+    lock("x", ttl=30).acquire().release()
+    assert woken
 
 
 def test_trust_ends_before_the_database_does() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..contenders.base import Contender
-from ..figures import Turn, handed_over, medians
+from ..figures import Turn, handed_over, medians, ratio, violations
 from ..spans import Span
 from .base import Bench, Table
 from .contended import CROWDS, JUDGED, contend
@@ -50,10 +50,12 @@ def _gaps(
 ) -> Mapping[str, float | None]:
     contest = contend(bench, contender, size, processes, "contend_in_spans")
     turns = [Turn(*turn) for result in contest.results for turn in result["turns"]]
+    bench.judge(contender, violations(turns), f"with {size} workers, for the profile")
     spans = [[Span(*span) for span in result["spans"]] for result in contest.results]
     counted = [turn for turn in turns if contest.start <= turn.granted <= contest.end]
     found = [parts_of(*pair, spans) for pair in handed_over(counted)]
-    return medians([parts for parts in found if parts is not None])
+    known = [parts for parts in found if parts is not None]
+    return {**medians(known), "known": ratio(len(known), len(found))}
 
 
 def parts_of(before: Turn, turn: Turn, spans: list[list[Span]]) -> dict[str, float | None] | None:

@@ -71,7 +71,6 @@ COLUMNS = (
     "host, pid, thread, note"
 )
 IDENTITY = "DATABASE()"
-STILL_HERE = f"IF(BINARY {IDENTITY} = ?, {IDENTITY}, '')"
 FIELD = re.compile(r"%\(\w+\)s|" + re.escape(IDENTITY))
 GRANTED = f"fencing_token, {_us('acquired_at')}, {_us('expires_at')}, {IDENTITY}"
 ROW = "name = %(name)s AND slot = %(slot)s"
@@ -103,11 +102,10 @@ SET l.owner = %(owner)s,
 def _planned(name: str, sql: str) -> Statement:
     """Return a statement for MariaDB; MySQL's EXECUTE takes nothing but variables.
 
-    A plan runs in the database that was current when it was made. So that which is current now is
-    among the values: where they differ, the grant is of no table; see Note [One table].
+    Which database is current is among the values, for while a plan is executed, that is the one
+    that it was made in.
     """
-    text = FIELD.sub(lambda field: STILL_HERE if field[0] == IDENTITY else "?", sql)
-    text = text.replace("'", "''")
+    text = FIELD.sub("?", sql).replace("'", "''")
     values = ", ".join(field[0] for field in FIELD.finditer(sql))
     return Statement(
         sql,
@@ -437,19 +435,26 @@ class MySQL(Generic):
 
 
 class MariaDBPlans(Plans):
-    """MariaDB reads a statement once and plans it each time, so no plan is ever out of date."""
+    """What a session has read once. It is planned each time, so it does not become a bad plan.
 
-    gone = (1243, 1461)
-    """The plan does not exist, or the server has as many as it may."""
+    The table is that of the settings' database, whichever is current: what is granted after USE,
+    and then refused, can be given back. See Note [One table] in `places.py`.
+    """
 
-    def may_fail(self, connection: BaseDatabaseWrapper) -> bool:
-        """Always: such errors end no transaction."""
-        return True
+    gone = (1243, 1295, 1461, 1615)
+    """It does not exist, cannot be made, would be one too many, or does not fit any more."""
+
+    def prepare(self, connection: BaseDatabaseWrapper, statement: Statement) -> str:
+        """Return what has the statement read."""
+        home = connection.ops.quote_name(connection.settings_dict["NAME"]).replace("'", "''")
+        return statement.prepare.replace(TABLE, f"{home}.{TABLE}")
 
     def is_direct(self, connection: BaseDatabaseWrapper, cursor: CursorWrapper) -> bool:
         """Whether it is the session that the driver has opened."""
-        cursor.execute("SELECT CONNECTION_ID()")
-        return bool(cursor.fetchone()[0] == connection.connection.thread_id())
+        # With its name it is no text that a proxy answers by itself, as ProxySQL does without.
+        cursor.execute("SELECT CONNECTION_ID() AS id")
+        own = getattr(connection.connection, "thread_id", lambda: None)
+        return bool(cursor.fetchone()[0] == own())
 
 
 class MariaDB(MySQL):

@@ -1,14 +1,14 @@
 """The plans of the statements that are sent again and again, kept by each session.
 
-To read and plan a grant takes a server as long as to execute it. So a session that is used often
-has that done once, by PREPARE, and sends EXECUTE from then on. Not through a pooler, which hands
-the session to others: its id is then not what the driver was told. And not by the driver: Django
-turns psycopg's own way off, and where that has a plan, each rollback drops all of the session's,
-the user's too; mysqlclient has none.
+To read and plan a grant takes a server about as long as to execute it. So a session that is used
+often has that done once, by PREPARE, and sends EXECUTE from then on. Not through a pooler, which
+hands the session to others: its id is then not what the driver was told. And not by the driver:
+Django turns psycopg's own way off, and where that has a plan, each rollback drops all of the
+session's, the user's too; mysqlclient has none.
 
-Only where an error costs nothing but the statement: if the plan is gone (a session that was reset,
-a pooler that does pass the id on) or of no use any more (a migration), the statement is sent as it
-is, and so it is from then on.
+Only outside a transaction, where an error costs nothing but the statement: if the plan is gone (a
+session that was reset, a pooler that does pass the id on) or of no use any more (a migration), the
+statement is sent as it is, and so it is from then on.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
-THRESHOLD = 5
-"""How often a session sends a statement before it is worth a plan. Most live for one request."""
+THRESHOLD = 10
+"""How many statements a session sends before they are worth a plan. Most live for one request."""
 
 
 class Statement(NamedTuple):
@@ -46,7 +46,7 @@ class Statement(NamedTuple):
 class Session:
     """What is known of a session."""
 
-    uses: dict[str, int] = field(default_factory=dict)
+    uses: int = 0
     planned: dict[str, float] = field(default_factory=dict)
     is_direct: bool | None = None
 
@@ -62,9 +62,13 @@ class Plans(ABC):
     def __init__(self) -> None:
         self._sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
 
-    @abstractmethod
     def may_fail(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether an error would end nothing but the statement."""
+        return connection.get_autocommit()
+
+    def prepare(self, connection: BaseDatabaseWrapper, statement: Statement) -> str:
+        """Return what has the statement planned."""
+        return statement.prepare
 
     @abstractmethod
     def is_direct(self, connection: BaseDatabaseWrapper, cursor: CursorWrapper) -> bool:
@@ -82,10 +86,10 @@ class Plans(ABC):
         if session.is_direct is False or not self.may_fail(connection):
             cursor.execute(statement.sql, parameters)
             return
-        uses = session.uses[statement.sql] = session.uses.get(statement.sql, 0) + 1
+        session.uses += 1
         try:
-            if uses >= THRESHOLD and self._knows_direct(connection, cursor, session):
-                self._plan(session, statement, cursor)
+            if session.uses >= THRESHOLD and self._knows_direct(connection, cursor, session):
+                self._plan(connection, cursor, session, statement)
                 cursor.execute(statement.execute, parameters)
             else:
                 cursor.execute(statement.sql, parameters)
@@ -102,12 +106,18 @@ class Plans(ABC):
             session.is_direct = self.is_direct(connection, cursor)
         return session.is_direct
 
-    def _plan(self, session: Session, statement: Statement, cursor: CursorWrapper) -> None:
+    def _plan(
+        self,
+        connection: BaseDatabaseWrapper,
+        cursor: CursorWrapper,
+        session: Session,
+        statement: Statement,
+    ) -> None:
         """Have a statement planned, if that was not done lately."""
         planned = session.planned.get(statement.sql)
         if planned is not None and clock() - planned < self.lasts:
             return
         if planned is not None:
             cursor.execute(statement.forget)
-        cursor.execute(statement.prepare)
+        cursor.execute(self.prepare(connection, statement))
         session.planned[statement.sql] = clock()

@@ -1,7 +1,6 @@
 """PostgreSQL: every verb is one statement, and the clock is `clock_timestamp()`.
 
-To plan a grant takes longer than to execute it, so a session that is used often has that done once;
-see `plans.py`.
+A session that is used often has its statements planned once; see `plans.py`.
 
 `now()` is the start of the transaction: an expiry computed with it in a long transaction has
 already passed. Statements that change a row's owner follow Note [FOR UPDATE] in `base.py`.
@@ -269,7 +268,7 @@ class PostgreSQLPlans(Plans):
     """The plan does not exist, does not fit any more, or exists."""
 
     def may_fail(self, connection: BaseDatabaseWrapper) -> bool:
-        """Not in a transaction, and EXECUTE takes no values that do not stand in its text."""
+        """Whether it may be sent: EXECUTE takes no values that do not stand in its text, either."""
         return connection.connection.autocommit and not connection.settings_dict["OPTIONS"].get(
             "server_side_binding"
         )
