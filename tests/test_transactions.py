@@ -199,7 +199,7 @@ def test_loss_during_a_savepoint_rollback_cannot_commit() -> None:
     with pytest.raises(LockLost), transaction.atomic():
         Counter.objects.create(name="work", value=1)
         lease = lock("x", renew=False).acquire()
-        sid = transaction.savepoint()
+        sid = connection.savepoint()  # the function of this name is deprecated
         lease.release()
         connection.cursor().execute(connection.ops.savepoint_rollback_sql(sid))  # behind our back
         steal("x")
