@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -66,34 +66,25 @@ def recorded(calls: Calls) -> Iterator[list[Span]]:
     inside = threading.local()
     with ExitStack() as stack:
         for what, (owner, name) in calls.items():
-            note = partial(_note, spans, inside, what)
-            stack.enter_context(patch.object(owner, name, _timed(getattr(owner, name), note)))
+            timed = _timed(what, getattr(owner, name), spans, inside)
+            stack.enter_context(patch.object(owner, name, timed))
         yield spans
 
 
-def _timed(original: Callable[..., Any], note: Callable[..., Any]) -> Callable[..., Any]:
+def _timed(
+    what: str, original: Callable[..., Any], spans: list[Span], inside: threading.local
+) -> Callable[..., Any]:
     @wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return note(original, *args, **kwargs)
+        if getattr(inside, "call", False):
+            return original(*args, **kwargs)
+        inside.call, result, begin = True, None, time.monotonic()
+        try:
+            result = original(*args, **kwargs)
+            return result
+        finally:
+            inside.call = False
+            thread = threading.current_thread().name
+            spans.append(Span(what, thread, begin, time.monotonic(), bool(result)))
 
     return call
-
-
-def _note(
-    spans: list[Span],
-    inside: threading.local,
-    what: str,
-    original: Callable[..., Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    if getattr(inside, "call", False):
-        return original(*args, **kwargs)
-    inside.call, result, begin = True, None, time.monotonic()
-    try:
-        result = original(*args, **kwargs)
-        return result
-    finally:
-        inside.call = False
-        thread = threading.current_thread().name
-        spans.append(Span(what, thread, begin, time.monotonic(), bool(result)))

@@ -144,6 +144,26 @@ def test_after_a_look_that_failed_whoever_comes_wakes_the_thread(
     assert woken
 
 
+@pytest.mark.vendor("mysql")
+def test_safe_updates_do_not_refuse_to_renew_many() -> None:
+    """A server may have them for every session."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET GLOBAL sql_safe_updates = 1")
+    private("default").close_if_unused()
+    try:
+        leases = [lock(f"safe {number}", ttl=30).acquire() for number in range(10)]
+        terms = [lease._term for lease in leases]
+        with private("default").use() as own:
+            renewed = backend_for(own).renew(own, terms)
+        assert set(renewed) == {term.owner for term in terms}
+        for lease in leases:
+            lease.release()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("SET GLOBAL sql_safe_updates = 0")
+        private("default").close_if_unused()
+
+
 def test_trust_ends_before_the_database_does() -> None:
     with lock("x", ttl=10, renew=False) as lease:
         assert lease.remaining <= 10 - margin(10)

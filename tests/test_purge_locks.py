@@ -133,6 +133,19 @@ def test_a_guarded_row_is_kept_though_its_lease_is_over() -> None:
     assert purge(older_than=0).startswith("Deleted 1 lock whose")
 
 
+@pytest.mark.vendor("mysql")
+def test_safe_updates_do_not_refuse_it_and_stay() -> None:
+    if not getattr(connection, "mysql_is_mariadb", False):
+        pytest.skip("a setting for one statement is a hint on MySQL")
+    seed(5)
+    execute("SET SESSION sql_safe_updates = 1")
+    try:
+        assert purge(older_than=0).startswith("Deleted 5 locks")
+        assert query("SELECT @@sql_safe_updates") == [(1,)]
+    finally:
+        connection.close()
+
+
 def test_an_empty_table_is_no_error() -> None:
     assert purge() == (
         "Deleted 0 locks whose lease ended at least 2592000 s ago.\n"

@@ -235,6 +235,7 @@ class MySQL(Generic):
 
     def __init__(self) -> None:
         self._isolation: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+        self._plans: Plans | None = None
 
     def grant(self, connection: BaseDatabaseWrapper, claim: Claim, waited: float) -> Grant | None:
         parameters = claim.parameters(waited)
@@ -345,7 +346,8 @@ class MySQL(Generic):
         # and waited for what is locked. One by one, a row costs a message.
         with connection.cursor() as cursor:
             cursor.execute(
-                "DELETE l FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) AS gone "
+                f"{self._safe_sql} l FROM "
+                "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) AS gone "
                 f"STRAIGHT_JOIN {table} AS l FORCE INDEX (PRIMARY) ON l.id = gone.id",
                 [json.dumps(list(ids))],
             )
@@ -371,6 +373,8 @@ class MySQL(Generic):
     minimum_version: tuple[int, ...] = (8, 0, 17)
     _is_mariadb = False
     _limit_sql = "@@max_execution_time / 1000"
+    _safe_sql = "DELETE /*+ SET_VAR(sql_safe_updates = 0) */"
+    """A DELETE whose join names its rows. That setting takes a list of them for the whole table."""
 
     @contextmanager
     def _transaction(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
@@ -385,7 +389,10 @@ class MySQL(Generic):
         parameters: Mapping[str, Any],
     ) -> None:
         """Execute a statement that is sent again and again."""
-        cursor.execute(statement.sql, parameters)
+        if self._plans is None:
+            cursor.execute(statement.sql, parameters)
+        else:
+            self._plans.run(connection, cursor, statement, parameters)
 
     def _is_pinned(self, cursor: CursorWrapper, name: str, slot: int) -> bool:
         # A plain SELECT would do, but at SERIALIZABLE it waits.
@@ -430,7 +437,9 @@ class MySQL(Generic):
         return examination.examine(connection, tables, self.minimum_version)
 
     def _session_limits(self, init_command: str | None) -> str:
-        limits = "SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = 5"
+        limits = (  # a renewal of many leases joins them, which safe updates refuse
+            "SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = 5, sql_safe_updates = 0"
+        )
         return f"{init_command}; {limits}" if init_command else limits
 
 
@@ -465,6 +474,7 @@ class MariaDB(MySQL):
     minimum_version = (10, 6)
     _is_mariadb = True
     _limit_sql = "@@max_statement_time"
+    _safe_sql = "SET STATEMENT sql_safe_updates = 0 FOR DELETE"
     _insert_sql = f"{AT_ONCE} {INSERT}"
 
     def __init__(self) -> None:
@@ -488,15 +498,6 @@ class MariaDB(MySQL):
                 if not self.is_contention(error):
                     raise
         return None
-
-    def _send(
-        self,
-        connection: BaseDatabaseWrapper,
-        cursor: CursorWrapper,
-        statement: Statement,
-        parameters: Mapping[str, Any],
-    ) -> None:
-        self._plans.run(connection, cursor, statement, parameters)
 
     def _session_limits(self, init_command: str | None) -> str:
         limits = super()._session_limits(init_command)

@@ -87,7 +87,9 @@ class Command(BaseCommand):
         self, connection: BaseDatabaseWrapper, older_than: int, limit: int, *, quiet: bool
     ) -> None:
         now = backend_for(connection).clock(connection)
-        Ticket.objects.using(connection.alias).filter(alive_until__lt=now - LONG_DEAD).delete()
+        dead = Ticket.objects.using(connection.alias).filter(alive_until__lt=now - LONG_DEAD)
+        # By key, which MySQL's safe updates want, and only those that nobody came back for since.
+        dead.filter(pk__in=list(dead.values_list("pk", flat=True)[:LARGEST_BATCH])).delete()
         rows = DistributedLock.objects.using(connection.alias).filter(NAMED)
         with progress(rows, "locks", quiet=quiet) as tell:
             for count, after in _rested(partial(_batch, connection, older_than, limit=limit)):
